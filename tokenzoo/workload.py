@@ -1,0 +1,102 @@
+"""What a forward pass works on, in numbers alone: enough to price a method without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The dimensions of a decoder and its vision tower that token counts are multiplied with.
+
+    `head_dim` is the width of one attention head; `vision_hidden` the width of the features before the projector
+    (for Qwen2-VL of one merge unit, four patches concatenated); `encoder_hidden` that of one patch, and
+    `encoder_layers` counts the encoder's layers. The vision fields are 0 where only the decoder is known.
+    """
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    head_dim: int = 0
+    vision_hidden: int = 0
+    encoder_hidden: int = 0
+    encoder_layers: int = 0
+    has_cls: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or one video of a prompt.
+
+    A view is what a method treats as one picture: a video frame, an image, or for anyres images the base view and
+    the big grid. `view_tokens` are the tokens of each view as they enter the LLM, without structural tokens
+    (newlines), of which there are `structural`. `encoder_views` are the tokens of each view before the projector
+    (frames before pooling; base and every tile), without CLS; empty means the same as `view_tokens`.
+    """
+
+    kind: Literal["image", "video"]
+    view_tokens: tuple[int, ...]
+    structural: int = 0
+    encoder_views: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of this source entering an unreduced LLM, structural ones included."""
+        return sum(self.view_tokens) + self.structural
+
+    @property
+    def before_projector(self) -> tuple[int, ...]:
+        return self.encoder_views or self.view_tokens
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One prompt (batch size 1) for a model: its images and videos, its text, the decoder's dimensions.
+
+    `recorded` holds, for a run that was recorded, the tokens each source had left when entering the LLM, per view and
+    then structural last; data-dependent methods are priced from it.
+    """
+
+    architecture: Architecture
+    sources: tuple[Source, ...]
+    text_tokens: int
+    recorded: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens entering an unreduced LLM."""
+        return sum(source.tokens for source in self.sources)
+
+    @property
+    def projector_tokens(self) -> int:
+        """Visual tokens entering an unreduced projector."""
+        return sum(sum(source.before_projector) for source in self.sources)
+
+    def with_entry(self, counts: tuple[int, ...]) -> Workload:
+        """Return this workload with each source cut to `counts` tokens, one view each: what a later method sees."""
+        sources = tuple(
+            Source(source.kind, (count,), 0) for source, count in zip(self.sources, counts, strict=True)
+        )
+        return replace(self, sources=sources, recorded=None)
+
+    @classmethod
+    def images(cls, architecture: Architecture, tokens: int, text_tokens: int, images: int = 1) -> Workload:
+        """A prompt of `images` images with `tokens` visual tokens each."""
+        return cls(architecture, tuple(Source("image", (tokens,)) for _ in range(images)), text_tokens)
+
+    @classmethod
+    def video(
+        cls, architecture: Architecture, frames: int, tokens: int, text_tokens: int, encoder_tokens: int = 0
+    ) -> Workload:
+        """A prompt of one video: `frames` frames of `tokens` tokens (`encoder_tokens` before pooling)."""
+        encoder = (encoder_tokens,) * frames if encoder_tokens else ()
+        return cls(architecture, (Source("video", (tokens,) * frames, 0, encoder),), text_tokens)
