@@ -31,14 +31,14 @@ class Reduction:
     """What is left of a set of tokens, where tokens were merged (a plain selection is just an index tensor).
 
     `features` [kept, hidden]: the tokens that remain, in the order in which they go on.
-    `anchors` [kept]: for each, the index of the input token it stands for: it takes that token's place and, where
-    positions are kept, its position. None where nothing stands for it (it then takes the next free place).
+    `anchors` [kept]: for each, the index of the input token it stands for; where positions are kept it takes that
+    token's position, and inside the LLM also its place (there anchors must differ from each other).
     `assignment` [tokens]: for each input token, the output it went into, or -1 where it was dropped. Only pictures
     and reports read it.
     """
 
     features: torch.Tensor
-    anchors: torch.Tensor | None = None
+    anchors: torch.Tensor
     assignment: torch.Tensor | None = None
 
 

@@ -1,0 +1,1 @@
+"""The methods that ship with tokenzoo, one file each, written exactly as a third party would write them."""

@@ -1,0 +1,40 @@
+"""tokenzoo: training-free visual-token reduction for multimodal LLMs, side by side and compared fairly.
+
+Importing this package imports no torch; `apply` does, when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenzoo.errors import FailedError, UnsupportedError, UserError
+from tokenzoo.hookspecs import hookimpl
+from tokenzoo.reducer import DataDependentError, Reduction, TokenReducer, UnreachableError
+from tokenzoo.trace import Trace
+from tokenzoo.workload import Architecture, Source, Workload
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "DataDependentError",
+    "FailedError",
+    "Reduction",
+    "Source",
+    "TokenReducer",
+    "Trace",
+    "UnreachableError",
+    "UnsupportedError",
+    "UserError",
+    "Workload",
+    "apply",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "apply":
+        from tokenzoo.host.apply import apply
+
+        return apply
+    raise AttributeError(f"module 'tokenzoo' has no attribute '{name}'")
