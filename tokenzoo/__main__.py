@@ -1,0 +1,5 @@
+"""`python -m tokenzoo` is the command `tokenzoo`."""
+
+from tokenzoo.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""The command line: finds the command, imports it only when it is run, and prints errors as one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenzoo import __version__
+from tokenzoo.errors import UserError
+
+#: Every command and its line in `tokenzoo --help`; the command itself is `command` in tokenzoo/commands/NAME.py.
+COMMANDS = {
+    "compare": "Compare methods in one table: accuracy, FLOPs, time, memory.",
+    "recommend": "List the settings that fit a budget on a GPU.",
+    "results": "List and export stored results.",
+    "run": "Answer a question about an image or video with a method.",
+    "show-kept": "Draw which patches a method keeps, layer by layer.",
+    "study": "Run one of the built-in studies.",
+    "cost": "Price methods on a model and a GPU, without running them.",
+    "reproduce": "Recompute the tables of a paper.",
+    "list": "List the methods.",
+    "show": "Show a method: parameters, hooks, paper, presets.",
+    "plugins": "Show what is loaded, from where, and what failed.",
+    "new": "Start a method of your own: a distribution ready to install.",
+    "check": "Test a method against the host's guarantees.",
+}
+
+
+class UserFailure(click.ClickException):
+    """A UserError as click prints it: one line, with the error's own exit code."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(" ".join(str(error).split()))
+        self.exit_code = error.exit_code
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines, and imports a command only to run it."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"tokenzoo.commands.{name.replace('-', '_')}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        name = arguments[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+            hint = f"Did you mean '{close[0]}'?" if close else f"Choose from: {', '.join(COMMANDS)}."
+            context.fail(f"No such command '{name}'. {hint}")
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            raise UserFailure(error) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Load a method from a single Python file. May be given several times.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Read a further registry (methods, architectures, hardware). May be given several times.",
+)
+@click.version_option(__version__, prog_name="tokenzoo")
+def cli(plugins: tuple[Path, ...], registries: tuple[Path, ...]) -> None:
+    """Training-free visual-token reduction for multimodal LLMs: methods side by side, compared fairly."""
+    if plugins or registries:
+        from tokenzoo.plugins import configure
+
+        configure(plugins, registries)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 1 failed work, 2 wrong use, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code. Errors that are bugs keep their traceback."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    try:
+        result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

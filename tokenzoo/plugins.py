@@ -1,0 +1,367 @@
+"""Finding methods and other additions: built-ins, installed distributions and single files, each on its own.
+
+A plugin that cannot be used is rolled back whole and remembered in `Zoo.failures` with the reason; it never keeps
+another from working. Asking for what it would have added tells why it is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from tokenzoo.errors import UserError, unknown
+from tokenzoo.hookspecs import PROJECT, RegistrationHooks, RunHooks
+from tokenzoo.pipeline import Pipeline
+from tokenzoo.reducer import TokenReducer, check_parameter_names
+from tokenzoo.registry import Contents, Registry, check_fragment, load_registry
+from tokenzoo.signatures import check_class
+from tokenzoo.specification import MethodSpecification, parse
+
+GROUP = "tokenzoo"
+#: Names of the entry points that may be loaded, separated by commas; empty for none.
+ALLOWLIST = "TOKENZOO_LOAD_PLUGINS"
+
+
+class PluginWarning(UserWarning):
+    """A plugin could not be used; the rest goes on."""
+
+
+class PluginError(Exception):
+    """Why a plugin cannot be used."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where something came from. `distribution` is "tokenzoo", a distribution's name, or "" for a single file."""
+
+    name: str
+    kind: str
+    entry: str
+    distribution: str = ""
+    version: str = ""
+
+    @property
+    def origin(self) -> str:
+        """`tokenzoo 0.1.0`, `my-method 1.2` or the file."""
+        return f"{self.distribution} {self.version}".strip() or self.entry
+
+
+@dataclass
+class Zoo:
+    """Everything that could be loaded, and what could not, with the reasons."""
+
+    registry: Registry
+    manager: pluggy.PluginManager
+    plugins: list[Plugin] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    families: list[Any] = field(default_factory=list)
+    tasks: list[Any] = field(default_factory=list)
+    _builtin: dict[str, str] = field(default_factory=dict)
+    _classes: dict[str, type[TokenReducer]] = field(default_factory=dict)
+    _owners: dict[str, Plugin] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """The names of all usable methods: the built-ins in the registry's order, then the others."""
+        return [name for name in [*self._builtin, *self._classes] if name not in self.failures or name in self._classes]
+
+    def method(self, name: str) -> type[TokenReducer]:
+        """Return a method's class. Raises UserError for an unknown one, and with the reason for one that failed."""
+        if name in self._classes:
+            return self._classes[name]
+        if name in self._builtin and name not in self.failures:
+            self._load_builtin(name)
+            if name in self._classes:
+                return self._classes[name]
+        if name in self.failures:
+            raise UserError(f"Method '{name}' could not be loaded: {self.failures[name]} Run 'tokenzoo plugins'.")
+        raise self._unknown(name)
+
+    def info(self, name: str) -> Plugin:
+        """Return which plugin a method comes from."""
+        if name not in self._owners:
+            raise self._unknown(name)
+        return self._owners[name]
+
+    def build(self, specification: str) -> Pipeline:
+        """Return the pipeline for `name`, `name:param=value,...`, `name@preset`, `a+b`.
+
+        Values are YAML (`0.5`, `[8,16,24]`, `keep`); parameters after a preset override its own.
+        """
+        return Pipeline(tuple(self._build(part) for part in parse(specification)))
+
+    def _build(self, part: MethodSpecification) -> TokenReducer:
+        reducer_class = self.method(part.name)
+        parameters: dict[str, Any] = {}
+        if part.preset:
+            parameters.update(self.registry.preset(part.name, part.preset).parameters)
+        parameters.update(part.parameters)
+        check_parameter_names(reducer_class, parameters)
+        return reducer_class(**parameters)
+
+    def _unknown(self, name: str) -> UserError:
+        broken = [plugin for plugin in self.failures if plugin not in self.names()]
+        command = "tokenzoo plugins" if broken else "tokenzoo list"
+        error = unknown("method", name, self.names(), command)
+        if not broken:
+            return error
+        return UserError(f"{str(error).rsplit(' Run ', 1)[0]} Not loaded: {', '.join(broken)}. Run '{command}'.")
+
+    def _load_builtin(self, name: str) -> None:
+        module = self._builtin[name]
+        try:
+            found = importlib.import_module(module)
+            classes = {cls.name: cls for cls in reducers_in(found)}
+            if name not in classes:
+                raise PluginError(f"{module} defines no TokenReducer named '{name}'.")
+            check_class(classes[name])
+            self._classes[name] = classes[name]
+        except Exception as error:
+            self._fail(name, reason(error))
+
+    def _fail(self, name: str, why: str) -> None:
+        self.failures[name] = why
+        warnings.warn(f"tokenzoo plugin '{name}' is not used: {why}", PluginWarning, stacklevel=2)
+
+
+_configured: tuple[tuple[Path, ...], tuple[Path, ...]] = ((), ())
+_cache: dict[Any, Zoo] = {}
+
+
+def configure(plugin_files: Iterable[str | Path] = (), registry_files: Iterable[str | Path] = ()) -> None:
+    """Set what `load_zoo()` without arguments loads in this process: the command line's --plugin and --registry."""
+    global _configured
+    _configured = (tuple(map(Path, plugin_files)), tuple(map(Path, registry_files)))
+
+
+def configured() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The plugin and registry files set last, for handing on to a child process."""
+    return _configured
+
+
+def load_zoo(
+    plugin_files: Sequence[str | Path] | None = None, registry_files: Sequence[str | Path] | None = None
+) -> Zoo:
+    """Return everything that is installed plus these files; the same object for the same files."""
+    files = _configured[0] if plugin_files is None else tuple(map(Path, plugin_files))
+    registries = _configured[1] if registry_files is None else tuple(map(Path, registry_files))
+    key = (files, registries, os.environ.get(ALLOWLIST), os.environ.get("TOKENZOO_REGISTRY"))
+    if key not in _cache:
+        _cache[key] = _load(files, registries)
+    return _cache[key]
+
+
+def _load(files: tuple[Path, ...], registries: tuple[Path, ...]) -> Zoo:
+    from tokenzoo import __version__
+
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(RegistrationHooks)
+    manager.add_hookspecs(RunHooks)
+    zoo = Zoo(load_registry(registries), manager)
+    for name, entry in zoo.registry.methods.items():
+        if entry.module:
+            zoo._builtin[name] = entry.module
+            zoo._owners[name] = Plugin(name, "built-in", entry.module, PROJECT, __version__)
+    for point, plugin in _entry_points(zoo):
+        _add(zoo, plugin, point.load)
+    for file in files:
+        plugin = Plugin(file.stem, "file", str(file))
+        _add(zoo, plugin, lambda file=file: import_file(file))
+    return zoo
+
+
+def _entry_points(zoo: Zoo) -> list[tuple[Any, Plugin]]:
+    allowed = os.environ.get(ALLOWLIST)
+    if allowed == "":
+        return []
+    from importlib.metadata import entry_points
+
+    wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    found, seen = [], set()
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        distribution = point.dist.name if point.dist else ""
+        key = (point.name, point.value, distribution)
+        if key in seen:
+            continue
+        seen.add(key)
+        if wanted is None or point.name in wanted or distribution in wanted:
+            version = point.dist.version if point.dist else ""
+            found.append((point, Plugin(point.name, "distribution", point.value, distribution, version)))
+    missing = (wanted or set()) - {p.name for _, p in found} - {p.distribution for _, p in found} - {""}
+    for name in sorted(missing):
+        zoo._fail(name, f"{ALLOWLIST} names it, but no installed distribution has an entry point of that name.")
+    return found
+
+
+@dataclass
+class Additions:
+    """What one plugin adds."""
+
+    classes: list[type[TokenReducer]] = field(default_factory=list)
+    families: list[Any] = field(default_factory=list)
+    tasks: list[Any] = field(default_factory=list)
+    fragment: Contents = field(default_factory=Contents)
+
+
+def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
+    """Load one plugin; where anything is wrong with it, leave no trace of it and remember why."""
+    loaded = None
+    additions = Additions()
+    try:
+        loaded = load()
+        additions = _additions(zoo, plugin, loaded)
+        for cls in additions.classes:
+            check_version(getattr(cls, "requires_tokenzoo", ""))
+            check_class(cls)
+        _check_names(zoo, [cls.name for cls in additions.classes])
+        zoo.registry.add(additions.fragment, plugin.origin)
+    except Exception as error:
+        if zoo.manager.is_registered(loaded):
+            zoo.manager.unregister(loaded)
+        why = reason(error)
+        zoo._fail(plugin.name, why)
+        for cls in additions.classes:
+            if name := getattr(cls, "name", ""):
+                zoo.failures.setdefault(name, f"its plugin '{plugin.name}' failed: {why}")
+        return
+    zoo.plugins.append(plugin)
+    for cls in additions.classes:
+        zoo._classes[cls.name] = cls
+        zoo._owners[cls.name] = plugin
+        zoo.failures.pop(cls.name, None)
+    zoo.families.extend(additions.families)
+    zoo.tasks.extend(additions.tasks)
+
+
+def _additions(zoo: Zoo, plugin: Plugin, loaded: Any) -> Additions:
+    """What a plugin adds: by its hooks, or as a class or a module of classes."""
+    if inspect.isclass(loaded) and issubclass(loaded, TokenReducer):
+        return Additions(classes=[loaded])
+    check_version(getattr(loaded, "requires_tokenzoo", ""))
+    _check_marked(loaded)
+    zoo.manager.register(loaded, name=plugin.name)
+    zoo.manager.check_pending()
+    additions = Additions(
+        classes=_returned(zoo, loaded, "tokenzoo_methods", list),
+        families=_returned(zoo, loaded, "tokenzoo_families", list),
+        tasks=_returned(zoo, loaded, "tokenzoo_tasks", list),
+        fragment=check_fragment(_returned(zoo, loaded, "tokenzoo_registry", dict), plugin.origin),
+    )
+    if isinstance(loaded, ModuleType) and not hasattr(loaded, "tokenzoo_methods"):
+        additions.classes = reducers_in(loaded)
+        if not additions.classes and not zoo.manager.get_hookcallers(loaded):
+            raise PluginError("it adds nothing: no TokenReducer with a name, and no @tokenzoo.hookimpl function.")
+    return additions
+
+
+def reducers_in(module: Any) -> list[type[TokenReducer]]:
+    """The methods that a module itself defines (not those it imports), in the order they are written."""
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, TokenReducer)
+        and value.__module__ == module.__name__
+        and value.name
+    ]
+
+
+def import_file(path: str | Path) -> ModuleType:
+    """Import a single file as a module of its own; raises PluginError where there is none."""
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise PluginError(f"there is no file '{path}'.")
+    if path.suffix != ".py":
+        raise PluginError(f"'{path.name}' is no Python file (.py).")
+    digest = hashlib.sha1(str(path).encode()).hexdigest()[:8]
+    name = f"tokenzoo_file_{path.stem.replace('-', '_')}_{digest}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise PluginError(f"'{path}' cannot be imported.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong, with the place in the plugin for what is a bug of its."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pluggy.PluginValidationError):
+        return f"{text}." if not text.endswith(".") else text
+    if isinstance(error, (PluginError, UserError)):
+        return text
+    place = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = Path(traceback.tb_frame.f_code.co_filename)
+        if not str(file).startswith("<") and "importlib" not in file.parts and file != Path(__file__):
+            place = f" ({file.name}, line {traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    if isinstance(error, SyntaxError):
+        place = f" ({Path(error.filename or '?').name}, line {error.lineno})"
+        text = error.msg
+    return f"{type(error).__name__}: {text}{place}."
+
+
+def check_version(required: str) -> None:
+    if not required:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    from tokenzoo import __version__
+
+    try:
+        fits = SpecifierSet(str(required)).contains(__version__, prereleases=True)
+    except InvalidSpecifier:
+        raise PluginError(f"requires_tokenzoo = {required!r} is no version specifier such as '>=0.1'.") from None
+    if not fits:
+        raise PluginError(f"it needs tokenzoo {required}, this is {__version__}. Upgrade one of them.")
+
+
+def _check_marked(loaded: Any) -> None:
+    """pluggy passes over functions without the marker in silence."""
+    for name in dir(loaded):
+        if name.startswith(f"{PROJECT}_"):
+            value = getattr(loaded, name, None)
+            ours = not inspect.ismodule(value) and not inspect.isclass(value)
+            if callable(value) and ours and not hasattr(value, f"{PROJECT}_impl"):
+                raise PluginError(f"function '{name}' lacks the @tokenzoo.hookimpl decorator.")
+
+
+def _returned(zoo: Zoo, loaded: Any, hook: str, kind: type) -> Any:
+    """Call one registration hook of one plugin."""
+    caller = getattr(zoo.manager.hook, hook)
+    for implementation in caller.get_hookimpls():
+        if implementation.plugin is loaded:
+            result = implementation.function()
+            if result is None:
+                return kind()
+            if not isinstance(result, kind) and not (kind is list and isinstance(result, tuple)):
+                raise PluginError(f"{hook} must return a {kind.__name__}, not {type(result).__name__}.")
+            return kind(result)
+    return kind()
+
+
+def _check_names(zoo: Zoo, names: list[str]) -> None:
+    for name in names:
+        if name in zoo._owners:
+            owner = zoo._owners[name]
+            raise PluginError(f"the method name '{name}' is taken by {owner.origin} ({owner.kind}). Choose another.")
+        if names.count(name) > 1:
+            raise PluginError(f"it defines the method '{name}' twice.")
