@@ -1,0 +1,22 @@
+"""What a method's author needs to prove a method: tiny models, the mask oracle, the guarantees as tests."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "FAMILIES": "models",
+    "tiny_model": "models",
+    "CASES": "inputs",
+    "cases": "inputs",
+    "tiny_inputs": "inputs",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tokenzoo.testing.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'tokenzoo.testing' has no attribute '{name}'")
