@@ -40,8 +40,11 @@ class VisualTokens:
 
     def views(self) -> list[torch.Tensor]:
         """The indices of each view's tokens, one tensor per view (empty ones included)."""
-        counts = torch.bincount(self.view, minlength=len(self.grids)).tolist()
-        return list(torch.arange(len(self.view), device=self.view.device).split(counts))
+        if self.anchors is None:
+            counts = [height * width for height, width in self.grids]
+        else:
+            counts = torch.bincount(self.view, minlength=len(self.grids)).tolist()
+        return list(self.view.argsort(stable=True).split(counts))
 
     def text(self) -> torch.Tensor:
         """The embeddings [text tokens, hidden] of the sample's text; only before the LLM."""
@@ -89,9 +92,9 @@ def _follow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 class DecoderLayer:
     """One sample after decoder layer `index` of `num_layers`.
 
-    `hidden_states` and `inputs` [tokens, hidden] are what the layer returned and got; `visual` [visual tokens] the
-    indices of the visual tokens among them, ascending; `entered` how many visual tokens entered the LLM. `query`,
-    `key` and `next_query_key` are functions of the host; use the methods.
+    `hidden_states` and `inputs` [tokens, hidden] are what the layer returned and got; `visual` and `text` the indices
+    of the visual and of the text tokens among them, ascending; `entered` how many visual tokens entered the LLM.
+    `query_key` and `next_query_key` are the host's; use the methods.
     """
 
     index: int
@@ -99,6 +102,7 @@ class DecoderLayer:
     hidden_states: torch.Tensor
     inputs: torch.Tensor
     visual: torch.Tensor
+    text: torch.Tensor
     entered: int
     memory: dict[str, Any]
     scaling: float
@@ -108,15 +112,13 @@ class DecoderLayer:
 
     def rows(self, rows: str | torch.Tensor) -> torch.Tensor:
         """Indices for "last" (the last prompt token), "text" (all text tokens) or an index tensor."""
-        total, device = len(self.hidden_states), self.hidden_states.device
         if isinstance(rows, torch.Tensor):
             return rows
         if rows == "last":
-            return torch.tensor([total - 1], device=device)
+            total = len(self.hidden_states)
+            return torch.arange(total - 1, total, device=self.hidden_states.device)
         if rows == "text":
-            text = torch.ones(total, dtype=torch.bool, device=device)
-            text[self.visual] = False
-            return text.nonzero()[:, 0]
+            return self.text
         raise ValueError(f"rows must be 'last', 'text' or an index tensor, not {rows!r}.")
 
     def keys(self) -> torch.Tensor:
@@ -149,19 +151,14 @@ class DecoderLayer:
         if result is None:
             return
         check_reduction(result, self.hidden_states[self.visual], method, f"after layer {self.index}", True)
-        total, device = len(self.hidden_states), self.hidden_states.device
         anchors = result.anchors if isinstance(result, Reduction) else result
         if isinstance(result, Reduction):
             self.hidden_states = self.hidden_states.index_copy(0, self.visual[anchors], result.features)
-        keep = torch.ones(total, dtype=torch.bool, device=device)
-        keep[self.visual] = False
-        keep[self.visual[anchors]] = True
-        rows = keep.nonzero()[:, 0]
-        is_visual = torch.zeros(total, dtype=torch.bool, device=device)
-        is_visual[self.visual] = True
+        visual = self.visual[anchors].sort().values
+        rows = torch.cat([self.text, visual]).sort().values
         self.kept = rows if self.kept is None else self.kept[rows]
         self.hidden_states, self.inputs = self.hidden_states[rows], self.inputs[rows]
-        self.visual = is_visual[rows].nonzero()[:, 0]
+        self.visual, self.text = torch.searchsorted(rows, visual), torch.searchsorted(rows, self.text)
         self._after_reduction(rows)
 
     def _after_reduction(self, rows: torch.Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tokenzoo.errors import FailedError
@@ -20,7 +22,7 @@ def check_reduction(
     def fail(problem: str) -> None:
         raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
 
-    count, width = tokens.shape
+    count = len(tokens)
     merged = isinstance(result, Reduction)
     index = result.anchors if isinstance(result, Reduction) else result
     if not isinstance(index, torch.Tensor):
@@ -29,16 +31,29 @@ def check_reduction(
         fail(f"kept indices must be a long tensor [kept], not {index.dtype} {list(index.shape)}.")
     if index.device != tokens.device:
         fail(f"kept indices lie on {index.device}, the tokens on {tokens.device}.")
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
-        fail(f"kept index {int(index.max())} is out of range: {count} visual tokens were given.")
-    if (unique_anchors or not merged) and len(index.unique()) != len(index):
-        fail("the same token is kept twice.")
+    if not index.is_meta:
+        check_values(index, count, unique_anchors or not merged, fail)
     if isinstance(result, Reduction):
-        if tuple(result.features.shape) != (len(index), width):
-            fail(f"features have shape {list(result.features.shape)}, expected [{len(index)}, {width}].")
-        if result.features.dtype != tokens.dtype:
-            fail(f"features are {result.features.dtype}, the tokens {tokens.dtype}.")
-        if not bool(torch.isfinite(result.features).all()):
-            fail("features hold NaN or infinity.")
-        if len(index) > count:
-            fail(f"{len(index)} tokens were made of {count}: a reduction cannot grow.")
+        check_features(result.features, len(index), tokens, fail)
+
+
+
+def check_values(index: torch.Tensor, count: int, unique: bool, fail: Callable[[str], None]) -> None:
+    """Indices within range and, where they must be, different from each other."""
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
+        fail(f"kept index {int(index.min())}..{int(index.max())} is out of range: {count} visual tokens were given.")
+    if unique and len(index.unique()) != len(index):
+        fail("the same token is kept twice.")
+
+
+def check_features(features: torch.Tensor, kept: int, tokens: torch.Tensor, fail: Callable[[str], None]) -> None:
+    """Merged features of the right shape and type, all finite, no more than there were."""
+    count, width = tokens.shape
+    if tuple(features.shape) != (kept, width):
+        fail(f"features have shape {list(features.shape)}, expected [{kept}, {width}].")
+    if features.dtype != tokens.dtype:
+        fail(f"features are {features.dtype}, the tokens {tokens.dtype}.")
+    if kept > count:
+        fail(f"{kept} tokens were made of {count}: a reduction cannot grow.")
+    if not features.is_meta and not bool(torch.isfinite(features).all()):
+        fail("features hold NaN or infinity.")

@@ -1,0 +1,46 @@
+"""LLaVA-1.5: a CLIP (or SigLIP) encoder, a two-layer projector, a Llama decoder; one view per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenzoo.host.family import Family, VisualSource
+from tokenzoo.workload import Source
+
+
+class Llava(Family):
+    name = "llava"
+    model_types = ("llava",)
+    has_cls = True
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        return self.root(model).language_model
+
+    def root(self, model: nn.Module) -> nn.Module:
+        return model.model if hasattr(model, "lm_head") else model
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        return self.root(model).multi_modal_projector
+
+    def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        return self.root(model).vision_tower.encoder.layers
+
+    def patch_grid(self, model: nn.Module) -> tuple[int, int]:
+        """Rows and columns of patches of one encoder view."""
+        vision = model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return side, side
+
+    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+        pixels = call.get("pixel_values")
+        if kind == "video" or pixels is None:
+            return []
+        grid = self.patch_grid(model)
+        tokens = grid[0] * grid[1]
+        view = torch.zeros(tokens, dtype=torch.long)
+        image = VisualSource(Source("image", (tokens,)), view, (grid,), (grid,), one_to_one=True)
+        return [image] * len(pixels)

@@ -1,0 +1,48 @@
+"""LLaVA-OneVision: SigLIP and Qwen2; an image (anyres), several images (one view each), or a video (pooled frames)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenzoo.host.families.llava_next import LlavaNext
+from tokenzoo.host.family import VisualSource
+from tokenzoo.workload import Source
+
+
+class LlavaOnevision(LlavaNext):
+    name = "llava-onevision"
+    model_types = ("llava_onevision",)
+    has_cls = False
+
+    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+        if kind == "video":
+            return self.videos(model, call.get("pixel_values_videos"))
+        if call.get("pixel_values") is None:
+            return []
+        per_sample = call.get("batch_num_images")
+        tiled = [True] * len(call["image_sizes"])
+        if per_sample is not None:  # several images in one sample are not tiled
+            tiled = [int(count) == 1 for count in per_sample for _ in range(int(count))]
+        return self.anyres_sources(model, call, tiled)
+
+    def pack(self, model: nn.Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
+        aspect = call.get("vision_aspect_ratio") or model.config.vision_aspect_ratio
+        newline = torch.full((1,), -1.0)
+        return self.root(model).pack_image_features(views, sizes, newline, aspect)[0]
+
+    def videos(self, model: nn.Module, pixels: torch.Tensor | None) -> list[VisualSource]:
+        """Each frame is pooled 2 x 2; one newline ends the video."""
+        if pixels is None:
+            return []
+        grid = self.patch_grid(model)
+        pooled = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
+        frames, tokens = pixels.shape[1], pooled[0] * pooled[1]
+        view = torch.cat([torch.arange(frames).repeat_interleave(tokens), torch.tensor([-1])])
+        source = Source("video", (tokens,) * frames, 1, (grid[0] * grid[1],) * frames)
+        video = VisualSource(source, view, (pooled,) * frames, (grid,) * frames, one_to_one=False)
+        return [video] * len(pixels)

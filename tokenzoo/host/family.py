@@ -1,0 +1,157 @@
+"""Where the parts of a model are: one small adapter per model family, chosen by the model's config.model_type."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenzoo.errors import UnsupportedError
+from tokenzoo.workload import Architecture, Source
+
+
+@dataclass(frozen=True)
+class VisualSource:
+    """One image or video of a call, as the adapter reads it off the call's arguments.
+
+    `view_of_token` [placeholder tokens]: the view of each token as it enters the LLM, -1 for structural tokens
+    (newlines). `grids` are the (height, width) of these views, `encoder_grids` those of the views before the
+    projector. `one_to_one`: whether token k before the projector is (non-structural) token k in the LLM.
+    """
+
+    source: Source
+    view_of_token: torch.Tensor
+    grids: tuple[tuple[int, int], ...]
+    encoder_grids: tuple[tuple[int, int], ...]
+    one_to_one: bool
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+
+class Family(ABC):
+    """How to find the decoder, the projector and the visual tokens of one family of models.
+
+    `model_types` are the values of `config.model_type` it serves. A new family is one subclass, registered with the
+    hook `tokenzoo_families` (docs: model families).
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    #: whether the encoder has a CLS token whose attention methods may read
+    has_cls: bool = False
+    #: whether positions are three-dimensional (M-RoPE); such models always keep positions
+    mrope: bool = False
+
+    @abstractmethod
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The stack of decoder layers: has `.layers`, `.rotary_emb`, `.config`, is called with `inputs_embeds`."""
+
+    @abstractmethod
+    def root(self, model: nn.Module) -> nn.Module | None:
+        """The module whose forward gets `input_ids` and the pixels; None where there are no pixels."""
+
+    @abstractmethod
+    def projector(self, model: nn.Module) -> nn.Module:
+        """The module between encoder and LLM."""
+
+    @abstractmethod
+    def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The encoder's layers."""
+
+    @abstractmethod
+    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+        """The images ("image") or videos ("video") of one forward call, in order."""
+
+    def token_id(self, model: nn.Module, kind: str) -> int | None:
+        """The placeholder's token id for "image" or "video"; None where the model has no such input."""
+        return getattr(model.config, f"{kind}_token_id", None)
+
+    def encoder_heads(self, model: nn.Module) -> int:
+        return model.config.vision_config.num_attention_heads
+
+    def encoder_projections(self, layer: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules of an encoder layer whose outputs are its q and k: (q, k), or one fused (qkv,)."""
+        return layer.self_attn.q_proj, layer.self_attn.k_proj
+
+    def decoder_projections(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The modules whose outputs are the q and k of a decoder layer before the rotary embedding."""
+        return layer.self_attn.q_proj, layer.self_attn.k_proj
+
+    def rotate(self, layer: nn.Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Apply the rotary embedding cos, sin [tokens, head dim] to q or k [heads, tokens, head dim]."""
+        first, second = states.chunk(2, dim=-1)
+        return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+    # --- the projector ------------------------------------------------------------------------------------------
+
+    def split_features(
+        self, model: nn.Module, features: torch.Tensor, sources: Sequence[VisualSource]
+    ) -> list[torch.Tensor]:
+        """Split the projector's input [views, tokens, width] into [tokens, width] per source."""
+        counts = [len(source.encoder_grids) for source in sources]
+        return [part.flatten(0, 1) for part in features.split(counts)]
+
+    def split_recorded(
+        self, model: nn.Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Split the recorded outputs of `encoder_projections` into (q, k) [views, tokens, width] per source."""
+        counts = [len(source.encoder_grids) for source in sources]
+        query, key = recorded
+        return list(zip(query.split(counts), key.split(counts), strict=True))
+
+    def projector_input(self, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+        """Shape reduced features [tokens, width] as the projector takes them."""
+        return features[None]
+
+    def projector_output(self, output: torch.Tensor) -> torch.Tensor:
+        """The projected tokens [tokens, hidden] of `projector_input`."""
+        return output[0]
+
+    def placeholder_output(self, model: nn.Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """A stand-in with the shape the unreduced projector would have returned (it costs no memory)."""
+        return output.new_zeros(1).expand(*features.shape[:-1], output.shape[-1])
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def architecture(self, model: nn.Module) -> Architecture:
+        """The dimensions of this model."""
+        config = self.decoder(model).config
+        vision = getattr(model.config, "vision_config", None)
+        return Architecture(
+            name=type(model).__name__,
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            intermediate=config.intermediate_size,
+            vocab=config.vocab_size,
+            head_dim=getattr(config, "head_dim", None) or 0,
+            has_cls=self.has_cls,
+            **(self.vision_dimensions(vision) if vision is not None else {}),
+        )
+
+    def vision_dimensions(self, vision: Any) -> dict[str, int]:
+        return {
+            "vision_hidden": vision.hidden_size,
+            "encoder_hidden": vision.hidden_size,
+            "encoder_layers": vision.num_hidden_layers,
+        }
+
+
+def find_family(model: nn.Module, families: Sequence[Family]) -> Family:
+    """Return the adapter for a model; raises UnsupportedError naming the supported families."""
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    for family in families:
+        if model_type in family.model_types:
+            return family
+    supported = ", ".join(sorted(kind for family in families for kind in family.model_types))
+    raise UnsupportedError(
+        f"No adapter for model type '{model_type}'. Supported: {supported}. "
+        "To add one, see docs/model-families.md (one small Family subclass, hook tokenzoo_families)."
+    )

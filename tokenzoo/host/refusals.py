@@ -1,0 +1,61 @@
+"""What cannot work is refused before it runs, with the reason and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.cache_utils import StaticCache
+
+from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.entry import Entry
+
+
+def check_call(model: nn.Module, call: dict[str, Any]) -> None:
+    """Training and losses need every token."""
+    if model.training:
+        raise UnsupportedError(
+            "The model is in training mode; token reduction is for inference. Call model.eval() first."
+        )
+    if call.get("labels") is not None:
+        raise UnsupportedError(
+            "labels were passed, but tokens are dropped, so labels of the full length match no logits. Compute the loss "
+            "from the logits at the kept positions (run.trace tells them), or run without a reducer."
+        )
+
+
+def check_prefill(decoder: nn.Module, call: dict[str, Any]) -> None:
+    """A cache of fixed shape, sliding windows and ready-made masks cannot follow per-layer lengths."""
+    cache = call.get("past_key_values")
+    if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
+        raise UnsupportedError(
+            "A static KV cache has one length for all layers, but after a reduction they differ. Use the default "
+            "dynamic cache (drop cache_implementation='static')."
+        )
+    if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+        raise UnsupportedError(
+            "This decoder has sliding-window layers, whose window would count kept tokens only. Load it with "
+            "use_sliding_window=False."
+        )
+    mask = call.get("attention_mask")
+    if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
+        raise UnsupportedError(
+            "A ready-made attention mask cannot be shortened. Pass the 2-D mask of the processor, or none."
+        )
+
+
+def check_decoding(call: dict[str, Any], entry: Entry | None, decoder: nn.Module) -> None:
+    """Each call after the prefill brings one token, and continues that prefill's cache."""
+    given = call.get("inputs_embeds")
+    queries = (given if given is not None else call["input_ids"]).shape[1]
+    cached = call["past_key_values"].get_seq_length()
+    if entry is None or cached < entry.layout.length:
+        raise UnsupportedError(
+            "The KV cache was not filled inside this 'with' block, so its kept tokens are unknown. Prefill and decode "
+            "inside one block."
+        )
+    if queries > 1:
+        raise UnsupportedError(
+            f"{queries} tokens came at once onto a filled KV cache: chunked prefill, assisted decoding and continued "
+            "chats are not supported. Pass the whole prompt in one call (drop prefill_chunk_size, assistant_model)."
+        )

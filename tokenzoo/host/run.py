@@ -1,0 +1,287 @@
+"""A method at work in a model: the hooks on model and decoder, the prefill's state, the decoding steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+
+from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.batch import Layout
+from tokenzoo.host.entry import Entry, reduce_entry, unreduced_entry
+from tokenzoo.host.events import DecoderLayer, VisualTokens
+from tokenzoo.host.family import Family
+from tokenzoo.host.prompt import Prompt, Span, prompt_of_call, prompt_of_spans
+from tokenzoo.host.recording import build_trace
+from tokenzoo.host.refusals import check_call, check_decoding, check_prefill
+from tokenzoo.host.stages import LayerReduction, Stage
+from tokenzoo.host.vision import ProjectorHooks
+from tokenzoo.reducer import TokenReducer
+from tokenzoo.trace import Trace
+
+
+class Run:
+    """What `tokenzoo.apply` gives: the model runs as always; afterwards `trace` tells what became of the tokens."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        reducers: Sequence[TokenReducer],
+        hooks: Any,
+        spans: Sequence[Span | Sequence[Span]] | None,
+    ) -> None:
+        self.model, self.family, self.reducers, self.hooks = model, family, reducers, hooks
+        self.decoder, self.root = family.decoder(model), family.root(model)
+        self.spans = spans
+        self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
+        self.prompt: Prompt | None = None
+        self.entry: Entry | None = None
+        self.stages: list[Stage] = []
+        self.prefilling = False
+        self.generated = 0
+        layers = len(self.decoder.layers)
+        self.acting = sorted({i for r in reducers if r.implements("after_layer") for i in r.layers(layers)})
+        self.reduces_entry = any(r.implements("pre_llm") or r.implements("before_projector") for r in reducers)
+        self.keeps_entry = self.mrope or any(
+            r.entry_positions == "keep"
+            for r in reducers
+            if r.implements("pre_llm") or r.implements("before_projector")
+        )
+        self.renumbers = not self.mrope and any(
+            r.layer_positions == "renumber" for r in reducers if r.implements("after_layer")
+        )
+        self.projector: ProjectorHooks | None = None
+        if any(r.implements("before_projector") for r in reducers):
+            encoder = len(family.encoder_layers(model))
+            wanted = sorted({i for r in reducers for i in r.encoder_layers(encoder)})
+            self.projector = ProjectorHooks(family, model, wanted, self._before_projector)
+
+    # --- hooks --------------------------------------------------------------------------------------------------
+
+    def attach(self, keep: Callable[[Any], None]) -> None:
+        """Register every hook; `keep` is given each handle at once, so that none is lost on an error."""
+        keep(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
+        if self.root is not None:
+            keep(self.root.register_forward_pre_hook(self._begin, with_kwargs=True))
+        keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
+        keep(self.decoder.register_forward_hook(self._leave, always_call=True))
+        if self.projector is not None:
+            for handle in self.projector.attach():
+                keep(handle)
+        reductions = {index: LayerReduction(self.family, self.decoder, index, self._after_layer) for index in self.acting}
+        for index in range(self.acting[0] if self.acting else len(self.decoder.layers), len(self.decoder.layers)):
+            layer, reduction = self.decoder.layers[index], reductions.get(index)
+            keep(layer.register_forward_pre_hook(self._before_layer(index, reduction), with_kwargs=True))
+            if reduction is not None:
+                keep(layer.register_forward_hook(self._after(reduction)))
+                for handle in reduction.watch(lambda: self.prefilling):
+                    keep(handle)
+
+    @property
+    def reduces(self) -> bool:
+        return bool(self.acting) or self.reduces_entry
+
+    def _before_projector(self, tokens: VisualTokens) -> None:
+        self.hooks.tokenzoo_before_projector(tokens=tokens)
+
+    def _pre_llm(self, tokens: VisualTokens) -> None:
+        self.hooks.tokenzoo_pre_llm(tokens=tokens)
+
+    def _after_layer(self, layer: DecoderLayer) -> None:
+        self.hooks.tokenzoo_after_layer(layer=layer)
+
+    def _check_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.reduces:
+            check_call(module, kwargs)
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The whole model was called: in a prefill, find the visual tokens before the encoder runs."""
+        call = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs} if args else kwargs
+        if not _cached(call):
+            self.prompt = prompt_of_call(self.family, self.model, call)
+            if self.projector is not None:
+                self.projector.begin(self.prompt)
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """The decoder was called: reduce its input in a prefill, shorten mask and positions in decoding."""
+        if args:
+            kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+        changed = self._decode(kwargs) if _cached(kwargs) else self._prefill(kwargs)
+        return ((), {**kwargs, **changed}) if changed or args else None
+
+    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.prefilling = False
+
+    # --- prefill ------------------------------------------------------------------------------------------------
+
+    def _prefill(self, call: dict[str, Any]) -> dict[str, Any]:
+        changed: dict[str, Any] = {}
+        if call.get("inputs_embeds") is None:
+            changed["inputs_embeds"] = self.decoder.embed_tokens(call["input_ids"])
+            changed["input_ids"] = None
+        embeddings = changed.get("inputs_embeds", call.get("inputs_embeds"))
+        batch, length = embeddings.shape[:2]
+        if self.reduces:
+            check_prefill(self.decoder, call)
+        if self.spans is not None:
+            self.prompt = prompt_of_spans(self.spans, batch, length, embeddings.device)
+        prompt = self.prompt = self.prompt or Prompt([])
+        mask = call.get("attention_mask")
+        full = Layout.from_mask(mask if mask is not None and mask.ndim == 2 else None, batch, length)
+        self.generated, self.prefilling = 0, True
+        rows: list[torch.Tensor] = []
+        if self.reduces_entry:
+            self.entry, rows = reduce_entry(prompt, full, embeddings, self._pre_llm)
+        else:
+            self.entry = unreduced_entry(prompt, full, embeddings.device)
+        self.stages = [Stage.of_entry(self.entry)]
+        if not self.entry.reduced:
+            return changed
+        changed["inputs_embeds"] = self.entry.layout.pad(rows)
+        changed["position_ids"] = self._entry_positions(call.get("position_ids"), embeddings.device)
+        padded = self.entry.layout.padded
+        changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if padded or mask is not None else None
+        return changed
+
+    def _entry_positions(self, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input."""
+        assert self.entry is not None
+        entry = self.entry
+        if given is None:
+            given = torch.arange(entry.full.length, device=device)[None]
+        axes = given if given.ndim == 3 else given[None]
+        axes = axes.expand(-1, len(entry.samples), -1)
+        kept = [axes[:, i, sample.columns] for i, sample in enumerate(entry.samples)]
+        if not self.keeps_entry:
+            kept = [
+                axes[:, i, sample.columns[:1]] + torch.arange(len(sample.columns), device=device)
+                for i, sample in enumerate(entry.samples)
+            ]
+            entry.next_position = torch.stack([positions[:, -1] + 1 for positions in kept], dim=1)
+        else:
+            entry.next_position = torch.stack([axes[:, i].amax(1) + 1 for i in range(len(entry.samples))], dim=1)
+        padded = entry.layout.pad([positions.T for positions in kept]).permute(2, 0, 1)
+        if len(padded) == 4:  # the first axis only tells packed sequences apart: it must stay gapless
+            padded[0] = torch.arange(entry.layout.length, device=device)
+        return padded if given.ndim == 3 else padded[0]
+
+    # --- decoding -----------------------------------------------------------------------------------------------
+
+    def _decode(self, call: dict[str, Any]) -> dict[str, Any]:
+        if not self.reduces:
+            return {}
+        check_decoding(call, self.entry, self.decoder)
+        assert self.entry is not None
+        entry = self.entry
+        self.generated = call["past_key_values"].get_seq_length() - entry.layout.length
+        self._decode_mask = call.get("attention_mask")
+        if not entry.reduced:
+            return {}
+        assert entry.next_position is not None
+        embeddings = call.get("inputs_embeds")
+        device = (embeddings if embeddings is not None else call["input_ids"]).device
+        position = (entry.next_position + self.generated)[..., None]
+        given = call.get("position_ids")
+        if self.mrope:
+            position = position[-3:].expand(3, -1, -1)
+            if given is not None and given.ndim == 3 and len(given) == 4:
+                position = torch.cat([given[:1], position])
+        else:
+            position = position[0]
+        changed: dict[str, Any] = {"position_ids": position}
+        if self._decode_mask is not None or entry.layout.padded:
+            changed["attention_mask"] = self._columns_mask(entry.layout, device)
+        return changed
+
+    def _columns_mask(self, layout: Layout, device: torch.device) -> torch.Tensor:
+        """Which columns of a layer's cache, and of what was generated since, hold tokens."""
+        assert self.entry is not None
+        prompt = layout.mask(device)
+        if self._decode_mask is None:
+            since = prompt.new_ones(len(prompt), self.generated + 1)
+        else:
+            since = self._decode_mask[:, self.entry.full.length :].bool()
+        return torch.cat([prompt, since], dim=1)
+
+    # --- decoder layers -----------------------------------------------------------------------------------------
+
+    def _before_layer(self, index: int, reduction: LayerReduction | None) -> Callable[..., Any]:
+        """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs."""
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+            stage = self._stage_of(index)
+            changed = {}
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if stage.first_layer > 0:
+                changed = self._prefill_inputs(stage) if self.prefilling else self._decode_inputs(stage, kwargs, hidden)
+            if reduction is not None and self.prefilling:
+                reduction.inputs, reduction.call = hidden, {**kwargs, **changed}
+            return (args, {**kwargs, **changed}) if changed else None
+
+        return hook
+
+    def _stage_of(self, index: int) -> Stage:
+        return next(stage for stage in reversed(self.stages) if stage.first_layer <= index)
+
+    def _prefill_inputs(self, stage: Stage) -> dict[str, Any]:
+        return {
+            "attention_mask": stage.mask,
+            "position_embeddings": stage.position_embeddings,
+            "position_ids": None,
+        }
+
+    def _decode_inputs(self, stage: Stage, kwargs: dict[str, Any], hidden: torch.Tensor) -> dict[str, Any]:
+        """A generated token's inputs to the layers of one stage, made once per step."""
+        if stage.decoding.get("step") != self.generated:
+            inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
+            if stage.layout.padded:
+                inputs["attention_mask"] = create_causal_mask(
+                    config=self.decoder.config,
+                    inputs_embeds=hidden,
+                    attention_mask=self._columns_mask(stage.layout, hidden.device),
+                    past_key_values=kwargs["past_key_values"],
+                    layer_idx=stage.first_layer,
+                )
+            if stage.next_position is not None:
+                position = (stage.next_position + self.generated)[:, None]
+                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position)
+            stage.decoding = {"step": self.generated, "inputs": inputs}
+        return stage.decoding["inputs"]
+
+    def _after(self, reduction: LayerReduction) -> Callable[..., Any]:
+        """Ask the methods after a layer of the prefill, and drop what they drop."""
+
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            if not self.prefilling:
+                return None
+            assert self.prompt is not None and self.entry is not None
+            entered = [len(sample.visual) for sample in self.entry.samples]
+            result = reduction.run(self._stage_of(reduction.index), self.prompt, entered, output, self.renumbers)
+            reduction.inputs, reduction.call = None, {}
+            if result is None:
+                return None
+            stage, hidden = result
+            self.stages.append(stage)
+            return hidden
+
+        return hook
+
+    # --- afterwards ---------------------------------------------------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        """What became of the tokens in the last prefill; raises UnsupportedError where none has run."""
+        if self.entry is None or self.prompt is None:
+            raise UnsupportedError("No prefill has run yet: call the model inside the 'with' block, then read the trace.")
+        return build_trace(len(self.decoder.layers), self.prompt, self.entry, self.stages)
+
+
+def _cached(call: dict[str, Any]) -> int:
+    """Tokens already in the KV cache of a call; 0 in a prefill."""
+    cache = call.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
