@@ -21,6 +21,7 @@ from typing import Any
 
 import pluggy
 
+from tokenzoo import registry
 from tokenzoo.errors import UserError, unknown
 from tokenzoo.hookspecs import PROJECT, RegistrationHooks, RunHooks
 from tokenzoo.pipeline import Pipeline
@@ -66,8 +67,8 @@ class Zoo:
     manager: pluggy.PluginManager
     plugins: list[Plugin] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    families: list[Any] = field(default_factory=list)
-    tasks: list[Any] = field(default_factory=list)
+    _families: list[Any] = field(default_factory=list)
+    _tasks: list[Any] = field(default_factory=list)
     _builtin: dict[str, str] = field(default_factory=dict)
     _classes: dict[str, type[TokenReducer]] = field(default_factory=dict)
     _owners: dict[str, Plugin] = field(default_factory=dict)
@@ -93,6 +94,16 @@ class Zoo:
         if name not in self._owners:
             raise self._unknown(name)
         return self._owners[name]
+
+    def families(self) -> list[Any]:
+        """All model families: the built-in ones, then those that plugins add. Imports torch."""
+        from tokenzoo.host.families import BUILT_IN
+
+        return [*BUILT_IN, *self._families]
+
+    def tasks(self) -> list[Any]:
+        """The evaluation tasks that plugins add."""
+        return list(self._tasks)
 
     def build(self, specification: str) -> Pipeline:
         """Return the pipeline for `name`, `name:param=value,...`, `name@preset`, `a+b`.
@@ -135,27 +146,28 @@ class Zoo:
         warnings.warn(f"tokenzoo plugin '{name}' is not used: {why}", PluginWarning, stacklevel=2)
 
 
-_configured: tuple[tuple[Path, ...], tuple[Path, ...]] = ((), ())
+_configured: tuple[Path, ...] = ()
 _cache: dict[Any, Zoo] = {}
 
 
 def configure(plugin_files: Iterable[str | Path] = (), registry_files: Iterable[str | Path] = ()) -> None:
     """Set what `load_zoo()` without arguments loads in this process: the command line's --plugin and --registry."""
     global _configured
-    _configured = (tuple(map(Path, plugin_files)), tuple(map(Path, registry_files)))
+    _configured = tuple(map(Path, plugin_files))
+    registry.configure(registry_files)
 
 
 def configured() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """The plugin and registry files set last, for handing on to a child process."""
-    return _configured
+    return _configured, registry.configured()
 
 
 def load_zoo(
     plugin_files: Sequence[str | Path] | None = None, registry_files: Sequence[str | Path] | None = None
 ) -> Zoo:
     """Return everything that is installed plus these files; the same object for the same files."""
-    files = _configured[0] if plugin_files is None else tuple(map(Path, plugin_files))
-    registries = _configured[1] if registry_files is None else tuple(map(Path, registry_files))
+    files = _configured if plugin_files is None else tuple(map(Path, plugin_files))
+    registries = registry.configured() if registry_files is None else tuple(map(Path, registry_files))
     key = (files, registries, os.environ.get(ALLOWLIST), os.environ.get("TOKENZOO_REGISTRY"))
     if key not in _cache:
         _cache[key] = _load(files, registries)
@@ -240,8 +252,8 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
         zoo._classes[cls.name] = cls
         zoo._owners[cls.name] = plugin
         zoo.failures.pop(cls.name, None)
-    zoo.families.extend(additions.families)
-    zoo.tasks.extend(additions.tasks)
+    zoo._families.extend(additions.families)
+    zoo._tasks.extend(additions.tasks)
 
 
 def _additions(zoo: Zoo, plugin: Plugin, loaded: Any) -> Additions:

@@ -127,10 +127,27 @@ def environment_paths() -> list[Path]:
     return [Path(path) for path in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if path]
 
 
-def load_registry(extra: Sequence[Path] = ()) -> Registry:
-    """Read the built-in registry, those that TOKENZOO_REGISTRY names, and `extra`."""
+_configured: tuple[Path, ...] = ()
+
+
+def configure(files: Iterable[str | Path]) -> None:
+    """Set the registry files that are read where none are given: the command line's --registry."""
+    global _configured
+    _configured = tuple(map(Path, files))
+
+
+def configured() -> tuple[Path, ...]:
+    """The registry files set last."""
+    return _configured
+
+
+def load_registry(extra: Sequence[Path] | None = None) -> Registry:
+    """Read the built-in registry, those that TOKENZOO_REGISTRY names, and `extra` (None: the configured ones).
+
+    What plugins add is not in it; `load_zoo().registry` holds that too.
+    """
     registry = Registry()
-    for path in [builtin_path(), *environment_paths(), *extra]:
+    for path in [builtin_path(), *environment_paths(), *(_configured if extra is None else extra)]:
         contents, lines = read_registry(Path(path))
         registry.add(contents, str(path), lines)
     return registry
