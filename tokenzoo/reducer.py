@@ -55,9 +55,9 @@ class TokenReducer:
 
     name: ClassVar[str] = ""
     #: Position ids after a reduction before the LLM, and after one inside it. "keep": each token keeps the position
-    #: it had in the full prompt. "renumber": 0..n-1. Models with M-RoPE always keep.
+    #: it had in the full prompt. "renumber": 0..n-1. Models with M-RoPE always keep. (A property, where a parameter decides.)
     entry_positions: ClassVar[PositionPolicy] = "renumber"
-    layer_positions: PositionPolicy | ClassVar[PositionPolicy] = "keep"
+    layer_positions: ClassVar[PositionPolicy] = "keep"
     #: False where a schedule needs to see the picture (`schedule` then raises DataDependentError).
     fixed_schedule: ClassVar[bool] = True
 
