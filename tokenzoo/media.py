@@ -1,0 +1,66 @@
+"""Reading a user's pictures and videos, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tokenzoo.errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture file as RGB; raises `UserError` if it is missing or no picture."""
+    if not Path(path).is_file():
+        raise UserError(f"No image file '{path}'.")
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"Cannot read image '{path}': {_first_line(error)}") from error
+
+
+def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
+    """Frames spread evenly over a video file, or over a folder of pictures in the order of their names.
+
+    :param frames: how many; a shorter video gives all of its own
+    :raises UserError: if it is missing, unreadable or has no frame
+    """
+    path = Path(path)
+    if path.is_dir():
+        pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES)
+        if not pictures:
+            raise UserError(f"No pictures in the folder '{path}' (looked for {', '.join(PICTURE_SUFFIXES)}).")
+        return tuple(read_image(pictures[index]) for index in _spread(len(pictures), frames))
+    if not path.is_file():
+        raise UserError(f"No video file '{path}'.")
+    return _decode(path, frames)
+
+
+def _decode(path: Path, frames: int) -> tuple[Image.Image, ...]:
+    """Two passes: the count in a file's header is often missing or wrong, and keeping every frame needs too much memory."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            total = sum(1 for _ in container.decode(video=0))
+        if not total:
+            raise UserError(f"No frames in video '{path}'.")
+        wanted = set(_spread(total, frames))
+        with av.open(str(path)) as container:
+            decoded = enumerate(container.decode(video=0))
+            return tuple(frame.to_image().convert("RGB") for index, frame in decoded if index in wanted)
+    except (av.FFmpegError, IndexError, ValueError, OSError) as error:
+        raise UserError(f"Cannot read video '{path}': {_first_line(error)}") from error
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """``wanted`` distinct indices from first to last, fewer if there are not so many."""
+    return sorted({int(index) for index in np.linspace(0, total - 1, min(wanted, total)).round()})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
