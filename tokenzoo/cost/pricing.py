@@ -1,0 +1,257 @@
+"""Price a method from its schedule: no model, no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tokenzoo.cost import vision
+from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
+from tokenzoo.cost.conventions import Convention, load_convention
+from tokenzoo.cost.costs import Cost, DecodeCost, Part, PricedOperation
+from tokenzoo.cost.hardware import Hardware, load_hardware, width_of
+from tokenzoo.cost.operations import Operation, Step
+from tokenzoo.cost.roofline import all_reduce, time_operation
+from tokenzoo.errors import UserError
+from tokenzoo.workload import Workload
+
+
+class Schedulable(Protocol):
+    """What can be priced: a `TokenReducer` or a `Pipeline`."""
+
+    def schedule(self, workload: Workload) -> list[int]: ...
+    def projector_tokens(self, workload: Workload) -> int: ...
+    def overhead(self, workload: Workload) -> int: ...
+
+
+def price(
+    model: ModelArchitecture | str,
+    workload: Workload,
+    reducer: Schedulable | None = None,
+    *,
+    convention: str = "exact",
+    hardware: Hardware | str | None = None,
+    dtype: str = "float16",
+    batch: int = 1,
+    decode: int = 0,
+    flash: bool = False,
+    tensor_parallel: int = 1,
+    head_positions: Literal["last", "all"] = "last",
+    grids: Sequence[tuple[int, int]] | None = None,
+) -> Cost:
+    """Price one prefill of `workload`, and `decode` decoding steps after it, with `reducer` (None: unreduced).
+
+    `model` is an architecture or the name of one in the registry; `workload.architecture` must be its decoder (build
+    it with `model.image_workload(...)` or `model.video_workload(...)`). `hardware` (or its name) adds roofline times.
+    `batch` equal samples; `flash`: attention as one kernel that does not write the scores; `head_positions`: "last" as
+    in `generate`, "all" as in a plain forward (only `exact` distinguishes them); `grids`: (height, width) in tokens of
+    every view before the projector, which window attention depends on (default: as near to a square as possible).
+
+    Raises UserError for unknown names and impossible numbers, DataDependentError where the schedule depends on the
+    picture (price a trace then, with `tokenzoo.cost.price_trace`).
+    """
+    model = load_architecture(model) if isinstance(model, str) else model
+    whole_number(batch, "batch", 1)
+    check_workload(model, workload)
+    visual = _schedule(model, workload, reducer)
+    return price_tokens(
+        model,
+        [count + workload.text_tokens for count in visual],
+        visual,
+        grids=vision.view_grids(workload, grids) * batch,
+        projector_tokens=batch * (reducer.projector_tokens(workload) if reducer else workload.projector_tokens),
+        overhead=batch * (reducer.overhead(workload) if reducer else 0),
+        method=str(reducer) if reducer else "none",
+        convention=convention,
+        hardware=hardware,
+        dtype=dtype,
+        batch=batch,
+        decode=decode,
+        flash=flash,
+        tensor_parallel=tensor_parallel,
+        head_positions=head_positions,
+    )
+
+
+def price_tokens(
+    model: ModelArchitecture,
+    tokens: Sequence[int],
+    visual_tokens: Sequence[int],
+    *,
+    grids: Sequence[tuple[int, int]] = (),
+    projector_tokens: int = 0,
+    overhead: int = 0,
+    method: str = "",
+    convention: str = "exact",
+    hardware: Hardware | str | None = None,
+    dtype: str = "float16",
+    batch: int = 1,
+    decode: int = 0,
+    flash: bool = False,
+    tensor_parallel: int = 1,
+    head_positions: Literal["last", "all"] = "last",
+) -> Cost:
+    """Price a prefill in which `tokens[l]` rows of each sample enter decoder layer l: the ground of `price`.
+
+    `grids`, `projector_tokens` and `overhead` are of the whole batch.
+    """
+    rules = load_convention(convention)
+    gpu = load_hardware(hardware) if isinstance(hardware, str) else hardware
+    setting = Setting(model, rules, gpu if rules.has_bytes else None, dtype, batch, flash, tensor_parallel)
+    setting.check(tokens, decode, head_positions)
+    parts = []
+    if rules.whole_model:
+        parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width)))
+        parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
+    layers = {count: setting.layer(count, count) for count in set(tokens)}
+    parts += [Part(f"layer {index}", layers[count]) for index, count in enumerate(tokens)]
+    positions = tokens[-1] if head_positions == "all" and rules.whole_model else min(1, tokens[-1])
+    parts.append(setting.part("lm head", rules.lm_head(model.decoder, batch * positions, setting.width)))
+    if rules.whole_model and overhead:
+        parts.append(setting.part("method", [Operation("method", flops=overhead, parallel=False)]))
+    return Cost(
+        architecture=model.name,
+        method=method,
+        convention=convention,
+        dtype=dtype,
+        hardware=gpu.name if gpu else "",
+        batch=batch,
+        tensor_parallel=tensor_parallel,
+        tokens=tuple(tokens),
+        visual_tokens=tuple(visual_tokens),
+        projector_tokens=projector_tokens,
+        parts=tuple(part for part in parts if part.operations),
+        kv_bytes_per_layer=tuple(setting.kv_bytes(count) for count in tokens),
+        has_bytes=rules.has_bytes,
+        decode=setting.decode(tokens, decode) if decode else None,
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that stays the same over the layers of one price."""
+
+    model: ModelArchitecture
+    convention: Convention
+    hardware: Hardware | None
+    dtype: str
+    batch: int
+    flash: bool
+    tensor_parallel: int
+
+    @property
+    def width(self) -> int:
+        return width_of(self.dtype)
+
+    def check(self, tokens: Sequence[int], decode: int, head_positions: str) -> None:
+        """Raise UserError for numbers that cannot be."""
+        decoder, group = self.model.decoder, self.tensor_parallel
+        whole_number(self.batch, "batch", 1)
+        whole_number(decode, "decode", 0)
+        whole_number(group, "tensor parallel", 1)
+        if decoder.heads % group or (decoder.kv_heads % group and group % decoder.kv_heads):
+            raise UserError(
+                f"{decoder.heads} heads and {decoder.kv_heads} key-value heads cannot be split over {group} GPUs. "
+                f"Choose a tensor-parallel size that divides both."
+            )
+        if head_positions not in ("last", "all"):
+            raise UserError(f"head_positions is 'last' or 'all', not {head_positions!r}.")
+        if len(tokens) != decoder.layers:
+            raise UserError(f"{len(tokens)} token counts were given for the {decoder.layers} layers of {self.model.name}.")
+        for count in tokens:
+            whole_number(count, "tokens of a layer", 0)
+
+    def part(self, name: str, operations: Sequence[Operation]) -> Part:
+        return Part(name, self.priced(operations))
+
+    def priced(self, operations: Sequence[Operation]) -> tuple[PricedOperation, ...]:
+        if self.hardware is None:
+            return tuple(PricedOperation(operation) for operation in operations)
+        times = [time_operation(operation, self.hardware, self.dtype, self.tensor_parallel) for operation in operations]
+        return tuple(
+            PricedOperation(operation, time.seconds, time.bound)
+            for operation, time in zip(operations, times, strict=True)
+        )
+
+    def layer(self, queries: int, context: int) -> tuple[PricedOperation, ...]:
+        """One decoder layer: `queries` rows enter, each attends to `context`."""
+        step = Step(queries, context, self.batch, self.width, self.flash)
+        operations = self.convention.decoder_layer(self.model.decoder, step, self.model.skip_mlp_add)
+        if self.tensor_parallel > 1 and self.convention.has_bytes:
+            numbers = self.batch * queries * self.model.decoder.hidden
+            operations += [
+                all_reduce(f"all-reduce after {where}", numbers, self.width, self.tensor_parallel)
+                for where in ("attention", "mlp")
+            ]
+        return self.priced(operations)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of one layer's keys and values."""
+        decoder = self.model.decoder
+        return 2 * self.batch * tokens * decoder.kv_heads * decoder.head_dim * self.width
+
+    def decode(self, tokens: Sequence[int], steps: int) -> DecodeCost:
+        """The cost of `steps` decoding steps after a prefill that left `tokens[l]` rows in layer l's cache."""
+        head = self.part("lm head", self.convention.lm_head(self.model.decoder, self.batch, self.width))
+        layers_of = {count: list(tokens).count(count) for count in set(tokens)}
+        totals: list[Any] = [0, 0, 0, 0.0 if head.seconds is not None and self.hardware is not None else None]
+        first: list[Any] = []
+        for step in range(steps):
+            added = [Part("", self.layer(1, count + step + 1)) for count in layers_of]
+            for part, times in [(head, 1), *zip(added, layers_of.values(), strict=True)]:
+                totals[0] += times * part.flops
+                totals[1] += times * part.elementwise
+                totals[2] += times * part.bytes
+                if totals[3] is not None:
+                    totals[3] += times * (part.seconds or 0.0)
+            first = first or list(totals)
+        return DecodeCost(
+            steps=steps,
+            flops=totals[0],
+            elementwise=totals[1],
+            bytes=totals[2],
+            seconds=totals[3],
+            first_step_flops=first[0],
+            first_step_seconds=first[3],
+            kv_bytes=sum(self.kv_bytes(count + steps) for count in tokens),
+        )
+
+
+def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable | None) -> list[int]:
+    layers = model.decoder.layers
+    if reducer is None:
+        return [workload.visual_tokens] * layers
+    for single in getattr(reducer, "reducers", (reducer,)):
+        wrong = [layer for layer in single.layers(layers) if not 0 <= layer < layers]
+        if wrong:
+            raise UserError(f"'{single}' acts after layer {wrong[0]}, but {model.name} has {layers} layers.")
+    visual = list(reducer.schedule(workload))
+    if len(visual) != layers:
+        raise UserError(f"The schedule of '{reducer}' has {len(visual)} layers, {model.name} has {layers}.")
+    for count in visual:
+        whole_number(count, f"a layer's visual tokens in the schedule of '{reducer}'", 0)
+    return visual
+
+
+def check_workload(model: ModelArchitecture, workload: Workload) -> None:
+    """Raise UserError where the workload is impossible or was made for another architecture."""
+    if workload.architecture != model.decoder:
+        raise UserError(
+            f"The workload was made for '{workload.architecture.name}', not for '{model.name}'. "
+            f"Make it with image_workload() or video_workload() of the architecture."
+        )
+    whole_number(workload.text_tokens, "text tokens", 0)
+    for source in workload.sources:
+        for count in (*source.view_tokens, *source.encoder_views, source.structural):
+            whole_number(count, "visual tokens", 0)
+
+
+def whole_number(value: Any, what: str, at_least: int) -> int:
+    """Return `value` if it is a whole number of at least `at_least`, else raise UserError."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{what} must be a whole number of at least {at_least}, not {value!r}.")
+    return value

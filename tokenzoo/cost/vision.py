@@ -1,0 +1,112 @@
+"""Vision tower and projector in closed form, for convention `exact`.
+
+Every encoder layer runs, whatever `vision_feature_layer` is: transformers computes all of them and picks one output.
+CLIP prepends a class token; SigLIP runs without its pooling head; Qwen2.5-VL attends within windows in most layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
+from tokenzoo.cost.exact import attention, elementwise
+from tokenzoo.cost.operations import Operation, Step, linear
+from tokenzoo.errors import UserError
+from tokenzoo.workload import Workload
+
+Grid = tuple[int, int]
+
+
+def square_grid(tokens: int) -> Grid:
+    """The (height, width) nearest to a square with exactly `tokens` tokens."""
+    height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0) if tokens else 0
+    return (height, tokens // height) if height else (0, 0)
+
+
+def view_grids(workload: Workload, grids: Sequence[Grid] | None = None) -> list[Grid]:
+    """The grid of every view before the projector, in tokens; without `grids` each is taken as near to a square."""
+    counts = [tokens for source in workload.sources for tokens in source.before_projector]
+    if grids is None:
+        return [square_grid(tokens) for tokens in counts]
+    if [height * width for height, width in grids] != counts:
+        raise UserError(f"The grids {list(grids)} do not have the {counts} tokens of the workload's views.")
+    return list(grids)
+
+
+def vision_tower(model: ModelArchitecture, grids: Sequence[Grid], width: int) -> list[Operation]:
+    """The operations of the vision tower on these views (of the whole batch); [] where the architecture has no tower."""
+    tower = model.vision
+    if tower is None or not grids:
+        return []
+    views = [_Tokens(tower, grid) for grid in grids]
+    patches = sum(view.patches for view in views)
+    rows = sum(view.rows for view in views)
+    pixels = tower.channels * tower.temporal_patch * tower.patch**2
+    operations = [linear("patches", patches, pixels, tower.hidden, width, parallel=False)]
+    for layer in range(tower.layers):
+        spans = [span for view in views for span in view.spans(layer)]
+        operations += _layer(tower, rows, spans, width)
+    return operations
+
+
+def projector(model: ModelArchitecture, tokens: int, width: int) -> list[Operation]:
+    """The projector on the `tokens` tokens that really enter it."""
+    shape = model.projector
+    if shape is None or not tokens:
+        return []
+    return [
+        linear("projector 1", tokens, shape.inputs, shape.hidden, width, parallel=False),
+        elementwise("activation", 4 * tokens * shape.hidden, 2 * tokens * shape.hidden, width, parallel=False),
+        linear("projector 2", tokens, shape.hidden, shape.outputs, width, parallel=False),
+    ]
+
+
+class _Tokens:
+    """One view inside the tower: patches, rows (with the class token) and the spans that attend to each other."""
+
+    def __init__(self, tower: VisionTower, grid: Grid) -> None:
+        self.tower, self.grid = tower, grid
+        if tower.kind == "vit":
+            self.patches = (tower.image_size // tower.patch) ** 2
+        else:
+            self.patches = grid[0] * grid[1] * tower.merge**2
+        self.rows = self.patches + tower.class_token
+
+    def spans(self, layer: int) -> list[int]:
+        tower = self.tower
+        if not tower.window or layer in tower.full_attention_layers:
+            return [self.rows]
+        side = tower.window // tower.merge // tower.patch
+        heights, widths = (_pieces(length, side) for length in self.grid)
+        return [height * width * tower.merge**2 for height in heights for width in widths]
+
+
+def _pieces(length: int, side: int) -> list[int]:
+    return [min(side, length - start) for start in range(0, length, side)]
+
+
+def _layer(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
+    hidden, inner, head = tower.hidden, tower.intermediate, tower.hidden // tower.heads
+    names = ("gate", "up", "down") if tower.gated else ("fc1", "fc2")
+    scores: dict[str, list[int]] = {}
+    for span, times in sorted(Counter(spans).items()):
+        step = Step(span, span, times, width)
+        for operation in attention(step, tower.heads, head, hidden):
+            total = scores.setdefault(operation.name, [0, 0, 0])
+            for index, value in enumerate((operation.flops, operation.elementwise, operation.bytes)):
+                total[index] += value
+    attended = [
+        Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()
+    ]
+    return [
+        elementwise("norms", 14 * rows * hidden, 4 * rows * hidden, width, parallel=False),
+        *(linear(name, rows, hidden, hidden, width, parallel=False) for name in ("q", "k", "v")),
+        *attended,
+        linear("out", rows, hidden, hidden, width, parallel=False),
+        *(linear(name, rows, hidden, inner, width, parallel=False) for name in names[:-1]),
+        elementwise("activation", 5 * rows * inner, len(names) * rows * inner, width, parallel=False),
+        linear(names[-1], rows, inner, hidden, width, parallel=False),
+        elementwise("adds", 2 * rows * hidden, 6 * rows * hidden, width, parallel=False),
+    ]
