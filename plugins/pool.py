@@ -1,0 +1,68 @@
+"""`pool`: average neighbouring visual tokens, what LLaVA-OneVision itself does to video frames."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
+from tokenzoo.lazy import torch
+
+if TYPE_CHECKING:
+    from tokenzoo.host.events import VisualTokens
+
+
+@dataclass
+class AveragePooling(TokenReducer):
+    """Before the LLM, replace each stride × stride window of every view's grid by its mean.
+
+    Windows at the border average what lies inside the grid. A pooled token stands where its window's middle was. A
+    view given as one row (a bare decoder knows no grid) is read as a square where its length allows.
+    """
+
+    stride: Annotated[int, Field(ge=1)] = 2
+
+    name: ClassVar[str] = "pool"
+
+    def pre_llm(self, tokens: VisualTokens) -> Reduction | None:
+        if self.stride == 1 or not len(tokens.features):
+            return None
+        if tokens.anchors is not None:
+            raise UnsupportedError("'pool' needs whole grids, but another method was first. Write it first: 'pool+…'.")
+        features, anchors, windows, offset, outputs = [], [], [], 0, 0
+        for view, shape in zip(tokens.views(), tokens.grids, strict=True):
+            grid = shape if shape[0] > 1 else _grid(len(view))
+            features.append(ops.average_pool(tokens.features[view][None], grid, self.stride)[0])
+            rows, columns = (math.ceil(side / self.stride) for side in grid)
+            row, column = torch.arange(grid[0]) // self.stride, torch.arange(grid[1]) // self.stride
+            windows.append((row[:, None] * columns + column).flatten() + outputs)
+            middle = torch.arange(rows) * self.stride + self.stride // 2, torch.arange(columns) * self.stride
+            middle_column = (middle[1] + self.stride // 2).clamp(max=grid[1] - 1)
+            anchors.append((middle[0].clamp(max=grid[0] - 1)[:, None] * grid[1] + middle_column).flatten() + offset)
+            offset, outputs = offset + len(view), outputs + rows * columns
+        device = tokens.features.device
+        return Reduction(torch.cat(features), torch.cat(anchors).to(device), torch.cat(windows).to(device))
+
+    def schedule(self, workload: Workload) -> list[int]:
+        if workload.recorded is not None:
+            return [sum(map(sum, workload.recorded))] * workload.architecture.layers
+        kept = sum(sum(map(self._pooled, s.view_tokens)) + s.structural for s in workload.sources)
+        return [kept] * workload.architecture.layers
+
+    def _pooled(self, tokens: int) -> int:
+        grid = _grid(tokens)
+        if grid[0] == 1 and tokens > 1 and self.stride > 1:
+            raise DataDependentError(f"'pool' cannot tell the grid of {tokens} tokens, which is not square.")
+        return math.ceil(grid[0] / self.stride) * math.ceil(grid[1] / self.stride)
+
+    def at_retention(self, retention: float) -> AveragePooling:
+        """The stride whose square is nearest to 1 / retention."""
+        return self.replace(stride=max(1, round(retention**-0.5)))  # type: ignore[return-value]
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)

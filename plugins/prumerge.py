@@ -1,0 +1,182 @@
+"""LLaVA-PruMerge: keep the tokens CLS attends to, merge the rest into them (Shang et al., ICCV 2025, arXiv 2403.15388)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
+from tokenzoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenzoo.host.events import VisualTokens
+
+
+@dataclass
+class PruMerge(TokenReducer):
+    """Before the projector, per view: select by the encoder's attention, merge each kept token's neighbours into it.
+
+    Attention a (section 3.2): softmax(q_cls Kᵀ / √C) of the last encoder layer's projections, heads concatenated.
+    Without a CLS token (SigLIP) the query is the mean of the patches' queries. Kept: the int(N · share) highest, share
+    being that of outliers, a > Q3 + 1.5 · IQR (`mode="adaptive"`), or `ratio` ("fixed"). Merge (section 3.3): to each
+    kept x_i add Σ a_j x_j over its `neighbours` most similar tokens by key; one extra token, Σ a_j x_j over those
+    not kept, ends each view. Order: descending attention, extra last.
+
+    `tokens` sets an exact budget for each image or video, extra tokens included, spread evenly over its views (at
+    least the extra token for each).
+    The released code finds outliers over the whole batch at once; here each view has its own. A view whose budget
+    is all its tokens is left alone.
+    """
+
+    mode: Literal["adaptive", "fixed"] = "adaptive"
+    ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.125
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    neighbours: Annotated[int, Field(ge=1)] = 32
+
+    name: ClassVar[str] = "prumerge"
+
+    @property
+    def fixed_schedule(self) -> bool:  # type: ignore[override]
+        return self.mode == "fixed" or self.tokens is not None
+
+    def check_model(self, family: Any, architecture: Any) -> None:
+        if not architecture.encoder_layers:
+            raise UnsupportedError(
+                f"'{self.name}' reads the vision encoder's attention, and a bare decoder has no encoder. "
+                "Apply it to the whole multimodal model."
+            )
+
+    def encoder_layers(self, num_layers: int) -> Sequence[int]:
+        return (num_layers - 1,) if num_layers else ()
+
+    def before_projector(self, tokens: VisualTokens) -> Reduction | None:
+        if tokens.anchors is not None:
+            raise UnsupportedError(f"'{self.name}' needs the encoder's whole views. Write it first: '{self.name}+…'.")
+        query, key = tokens.encoder_query_key(max(tokens.recorded_layers))
+        budgets = _spread(self.tokens, len(tokens.grids))
+        parts, changed, offset = [], False, 0
+        into = torch.full((len(tokens.features),), -1, device=tokens.features.device)
+        for number, view in enumerate(tokens.views()):
+            attention = encoder_attention(query[number], key[number], tokens.has_cls)
+            picked = self.pick(attention, budgets[number])
+            if len(picked) + 1 < len(view):
+                part = self.merge(tokens.features[view], key[number, int(tokens.has_cls) :], attention, picked)
+                changed = True
+            else:
+                everything = torch.arange(len(view), device=view.device)
+                part = Reduction(tokens.features[view], everything, everything)
+            assert part.assignment is not None
+            into[view] = torch.where(part.assignment < 0, -1, part.assignment + offset)
+            parts.append((part.features, view[part.anchors]))
+            offset += len(part.features)
+        if not changed:
+            return None
+        return Reduction(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), into)
+
+    def pick(self, attention: Tensor, budget: int | None) -> Tensor:
+        """The kept tokens of a view of N, by descending attention [N]; a budget counts the extra token too."""
+        total = len(attention)
+        if budget is not None:
+            count = total if budget >= total else budget - 1
+        else:
+            count = int(total * (outlier_share(attention) if self.mode == "adaptive" else self.ratio))
+        return attention.argsort(descending=True, stable=True)[: max(count, 0)]
+
+    def merge(self, features: Tensor, key: Tensor, attention: Tensor, picked: Tensor) -> Reduction:
+        """Merge neighbours into the picked tokens and append the extra token: features [N, c], key [N, w]."""
+        rest = self.unpicked(picked, len(features))
+        candidates = torch.cat([picked, rest])
+        x, weight = features.float(), attention.float()[:, None]
+        extra = (weight * x)[rest].sum(0, keepdim=True)
+        unit = torch.nn.functional.normalize(key.float(), dim=-1)
+        similar = torch.bmm(unit[picked][None], unit[candidates].T[None])[0]
+        similar.fill_diagonal_(-torch.inf)
+        nearest = candidates[similar.topk(min(self.neighbours, len(candidates) - 1)).indices]
+        updated = x[picked] + (weight[nearest] * x[nearest]).sum(1)
+        left = rest if len(rest) else picked
+        last = left[attention[left].argmax()][None]
+        assignment = torch.full((len(features),), -1, device=features.device)
+        assignment[rest] = len(picked)
+        assignment[picked] = torch.arange(len(picked), device=features.device)
+        return Reduction(torch.cat([updated, extra]).to(features.dtype), torch.cat([picked, last]), assignment)
+
+    def unpicked(self, picked: Tensor, total: int) -> Tensor:
+        """The tokens that were not picked, ascending."""
+        left = torch.ones(total, dtype=torch.bool, device=picked.device)
+        left[picked] = False
+        return left.nonzero()[:, 0]
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def picks(self, tokens: int, budget: int | None) -> int:
+        """How many tokens of a view of `tokens` are picked where that is fixed."""
+        if budget is None:
+            return int(tokens * self.ratio)
+        return tokens if budget >= tokens else max(budget - 1, 0)
+
+    def _view_counts(self, workload: Workload) -> list[list[int]]:
+        """Tokens left of each view of each source."""
+        if self.fixed_schedule:
+            return [
+                [
+                    min(tokens, self.picks(tokens, budget) + 1)
+                    for tokens, budget in zip(views, _spread(self.tokens, len(views)), strict=True)
+                ]
+                for views in (source.before_projector for source in workload.sources)
+            ]
+        if workload.recorded is None:
+            raise DataDependentError(f"'{self.name}' keeps as many tokens as the picture asks for: set tokens=.")
+        pairs = zip(workload.sources, workload.recorded, strict=True)
+        return [list(counts[: len(source.before_projector)]) for source, counts in pairs]
+
+    def projector_tokens(self, workload: Workload) -> int:
+        return sum(map(sum, self._view_counts(workload)))
+
+    def schedule(self, workload: Workload) -> list[int]:
+        if not self.fixed_schedule and workload.recorded is not None:
+            entered = sum(map(sum, workload.recorded))
+        else:
+            pairs = zip(workload.sources, map(sum, self._view_counts(workload)), strict=True)
+            entered = sum(
+                left + ops.structural_left(source) if left < sum(source.before_projector) else source.tokens
+                for source, left in pairs
+            )
+        return [entered] * workload.architecture.layers
+
+    def overhead(self, workload: Workload) -> int:
+        """The query's row of attention in each view, and the similarities of kept tokens and candidates."""
+        width, flops = workload.architecture.encoder_hidden, 0
+        for source, left in zip(workload.sources, self._view_counts(workload), strict=True):
+            for tokens, kept in zip(source.before_projector, left, strict=True):
+                flops += ops.attention_flops(1, tokens + workload.architecture.has_cls, 1, width)
+                flops += 2 * (kept - 1) * tokens * width if 0 < kept < tokens else 0
+        return flops
+
+    def at_retention(self, retention: float) -> PruMerge:
+        return self.replace(mode="fixed", ratio=retention, tokens=None)  # type: ignore[return-value]
+
+
+def encoder_attention(query: Tensor, key: Tensor, has_cls: bool) -> Tensor:
+    """Attention of the CLS token, or of the mean patch query, over the patches: q, k [(1 +) N, C] -> [N], float32."""
+    row = query[:1] if has_cls else query.mean(0, keepdim=True)
+    last = torch.tensor([len(key) - 1], device=key.device)
+    weights = ops.attention_weights(row[None].float(), key[None].float(), last, key.shape[-1] ** -0.5)[0, 0]
+    return weights[int(has_cls) :]
+
+
+def outlier_share(attention: Tensor) -> float:
+    """The share of values above Q3 + 1.5 · IQR."""
+    first, third = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device))
+    return (attention > third + 1.5 * (third - first)).sum().item() / len(attention)
+
+
+def _spread(tokens: int | None, views: int) -> list[int | None]:
+    """An exact budget spread evenly over the views, the first ones getting one more."""
+    if tokens is None:
+        return [None] * views
+    return [max(1, tokens // views + (number < tokens % views)) for number in range(views)]

@@ -1,0 +1,76 @@
+"""LLaVA-PruMerge+: PruMerge plus tokens spread evenly over the picture (arXiv 2403.15388, section 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tokenzoo import ops
+from tokenzoo.lazy import torch
+from tokenzoo_plugins.prumerge import PruMerge, outlier_share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class PruMergePlus(PruMerge):
+    """PruMerge that also keeps a regular grid of tokens, behind the attended ones.
+
+    Adaptive: every int(int(1 / share) / 3)-th token that is not kept already. Fixed: as many grid tokens as
+    attended ones (step int(1 / ratio)), 25 % for the default ratio of 1/8. Where a grid token is kept already, the
+    next attended one takes its place, so the count is exact; `official_duplicates=True` keeps it twice, as the
+    released code does, which also drops as many of the first unkept tokens from the merge.
+    """
+
+    official_duplicates: bool = False
+
+    name: ClassVar[str] = "prumerge_plus"
+
+    def pick(self, attention: Tensor, budget: int | None) -> Tensor:
+        total = len(attention)
+        ranked = attention.argsort(descending=True, stable=True)
+        if budget is None and self.mode == "adaptive":
+            share = outlier_share(attention)
+            kept = ranked[: int(total * share)]
+            step = max(1, int(1 / share) // 3) if share else total
+            return torch.cat([kept, _without(torch.arange(0, total - 1, max(1, step), device=kept.device), kept)])
+        count = self.picks(total, budget)
+        if count >= total:
+            return ranked
+        grid = self.grid(total, budget).to(ranked.device)
+        kept = ranked[: count - len(grid)]
+        if self.official_duplicates:
+            return torch.cat([kept, grid])
+        # the grid's tokens that are not kept; as long as some are, the next attended token takes their place
+        while len(kept) + len(fresh := _without(grid, kept)) < count:
+            kept = ranked[: count - len(fresh)]
+        return torch.cat([kept, fresh])
+
+    def grid(self, total: int, budget: int | None) -> Tensor:
+        """The grid tokens of a fixed choice: the middles of equal intervals."""
+        if budget is None:
+            step = int(1 / self.ratio)
+            return torch.arange(step // 2, max(total - 1, step // 2), step)
+        count = max(budget - 1, 0) // 2
+        return ops.uniform_indices(total, count)
+
+    def picks(self, tokens: int, budget: int | None) -> int:
+        if budget is not None:
+            return super().picks(tokens, budget)
+        step = int(1 / self.ratio)
+        return min(tokens, int(tokens * self.ratio) + len(range(step // 2, tokens - 1, step)))
+
+    def unpicked(self, picked: Tensor, total: int) -> Tensor:
+        """As in PruMerge; the released code counts a duplicate as if it were another token."""
+        rest = super().unpicked(picked, total)
+        return rest[len(rest) - (total - len(picked)) :] if self.official_duplicates else rest
+
+    def at_retention(self, retention: float) -> PruMergePlus:
+        """Half attended, half grid."""
+        ratio = retention / 2 if retention < 1 else 1.0
+        return self.replace(mode="fixed", ratio=ratio, tokens=None)  # type: ignore[return-value]
+
+
+def _without(indices: Tensor, taken: Tensor) -> Tensor:
+    return indices[~torch.isin(indices, taken)]
