@@ -65,7 +65,7 @@ def apply(
     with ExitStack() as stack:
         _ACTIVE.add(decoder)
         stack.callback(_ACTIVE.discard, decoder)
-        run.attach(lambda handle: stack.callback(handle.remove))
+        run.attach(stack.callback)
         yield run
 
 

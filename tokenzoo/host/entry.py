@@ -72,7 +72,7 @@ def reduce_entry(
         states = full.take(embeddings, sample)
         pieces = [_Piece(before.columns[before.text], states[before.text], before.columns[before.text])]
         for source, source_rows in zip(prompt.of_sample(sample), before.source_rows, strict=True):
-            see_source(prompt, source, states[source_rows], lambda states=states, text=before.text: states[text], reduce)
+            see_source(source, states[source_rows], lambda states=states, text=before.text: states[text], reduce)
             pieces.append(_piece_of(source, states[source_rows]))
             reduced = reduced or source.tokens is not None
         order = torch.cat([piece.place for piece in pieces]).argsort(stable=True)
@@ -94,7 +94,6 @@ def reduce_entry(
 
 
 def see_source(
-    prompt: Prompt,
     source: PlacedSource,
     embeddings: torch.Tensor,
     text: Callable[[], torch.Tensor],
@@ -109,7 +108,7 @@ def see_source(
             features=embeddings[content] if visual.source.structural else embeddings,
             view=visual.view_of_token.to(embeddings.device)[content],
             grids=visual.grids,
-            memory=prompt.memory(source.sample),
+            memory=source.memory,
             text_embeddings=text,
         )
     else:

@@ -23,7 +23,8 @@ class VisualTokens:
 
     `features` [tokens, width]; `view` [tokens] tells the view (frame, or base view and tiles) of each token, in
     ascending order; `grids` the (height, width) of each view. Structural tokens (newlines) are not among them: the
-    host keeps those. `memory` lives as long as the sample's prefill.
+    host keeps those. `memory` is this source's own; it goes on from `before_projector` to `pre_llm`, and
+    `DecoderLayer.source_memories` shows it inside the LLM.
     """
 
     kind: str
@@ -94,7 +95,7 @@ class DecoderLayer:
 
     `hidden_states` and `inputs` [tokens, hidden] are what the layer returned and got; `visual` and `text` the indices
     of the visual and of the text tokens among them, ascending; `entered` how many visual tokens entered the LLM.
-    `query_key` and `next_query_key` are the host's; use the methods.
+    `memory` lives as long as the sample's prefill. `query_key` and `next_query_key` are the host's; use the methods.
     """
 
     index: int
@@ -105,6 +106,7 @@ class DecoderLayer:
     text: torch.Tensor
     entered: int
     memory: dict[str, Any]
+    source_memories: list[dict[str, Any]]
     scaling: float
     query_key: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     next_query_key: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,25 @@ def check_prefill(decoder: nn.Module, call: dict[str, Any]) -> None:
     if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
         raise UnsupportedError(
             "A ready-made attention mask cannot be shortened. Pass the 2-D mask of the processor, or none."
+        )
+
+
+def check_encoded(given: Collection[str], encoded: Collection[str]) -> None:
+    """Pictures that were encoded outside the block were never seen."""
+    for kind in given:
+        if kind not in encoded:
+            raise UnsupportedError(
+                f"mm_encoder_outputs holds {kind} features that were computed outside this 'with' block. Pass the pixels, "
+                "or encode them inside the block."
+            )
+
+
+def check_input_ids(input_ids: Any) -> None:
+    """Without input_ids the pictures' places in the prompt cannot be found."""
+    if input_ids is None:
+        raise UnsupportedError(
+            "The call has pixels but no input_ids, so the visual tokens cannot be found. Pass input_ids, or apply to the "
+            "decoder alone with visual=[(start, end), ...]."
         )
 
 

@@ -15,11 +15,11 @@ from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry, reduce_entry, unreduced_entry
 from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import Family
-from tokenzoo.host.prompt import Prompt, Span, prompt_of_call, prompt_of_spans
+from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
-from tokenzoo.host.refusals import check_call, check_decoding, check_prefill
+from tokenzoo.host.refusals import check_call, check_decoding, check_encoded, check_input_ids, check_prefill
 from tokenzoo.host.stages import LayerReduction, Stage
-from tokenzoo.host.vision import ProjectorHooks
+from tokenzoo.host.vision import VisionWatch
 from tokenzoo.reducer import TokenReducer
 from tokenzoo.trace import Trace
 
@@ -55,24 +55,28 @@ class Run:
         self.renumbers = not self.mrope and any(
             r.layer_positions == "renumber" for r in reducers if r.implements("after_layer")
         )
-        self.projector: ProjectorHooks | None = None
-        if any(r.implements("before_projector") for r in reducers):
+        self.vision: VisionWatch | None = None
+        self.input_ids: torch.Tensor | None = None
+        if self.root is not None:
+            projects = any(r.implements("before_projector") for r in reducers)
             encoder = len(family.encoder_layers(model))
             wanted = sorted({i for r in reducers for i in r.encoder_layers(encoder)})
-            self.projector = ProjectorHooks(family, model, wanted, self._before_projector)
+            self.vision = VisionWatch(family, model, wanted, self._before_projector if projects else None)
 
     # --- hooks --------------------------------------------------------------------------------------------------
 
-    def attach(self, keep: Callable[[Any], None]) -> None:
-        """Register every hook; `keep` is given each handle at once, so that none is lost on an error."""
+    def attach(self, at_end: Callable[[Callable[[], None]], None]) -> None:
+        """Register every hook; `at_end` is given each one's removal at once, so that none is lost on an error."""
+
+        def keep(handle: Any) -> None:
+            at_end(handle.remove)
+
         keep(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
-        if self.root is not None:
+        if self.vision is not None:
             keep(self.root.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self.vision.attach(at_end)
         keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
         keep(self.decoder.register_forward_hook(self._leave, always_call=True))
-        if self.projector is not None:
-            for handle in self.projector.attach():
-                keep(handle)
         reductions = {index: LayerReduction(self.family, self.decoder, index, self._after_layer) for index in self.acting}
         for index in range(self.acting[0] if self.acting else len(self.decoder.layers), len(self.decoder.layers)):
             layer, reduction = self.decoder.layers[index], reductions.get(index)
@@ -100,12 +104,15 @@ class Run:
             check_call(module, kwargs)
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The whole model was called: in a prefill, find the visual tokens before the encoder runs."""
+        """The whole model was called: in a prefill, remember its input_ids and forget older pictures."""
+        assert self.vision is not None
         call = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs} if args else kwargs
-        if not _cached(call):
-            self.prompt = prompt_of_call(self.family, self.model, call)
-            if self.projector is not None:
-                self.projector.begin(self.prompt)
+        if _cached(call):
+            return
+        self.input_ids = call.get("input_ids")
+        given = {kind for kind, output in (call.get("mm_encoder_outputs") or {}).items() if output is not None}
+        check_encoded(given, self.vision.encoded)
+        self.vision.encoded = {kind: self.vision.encoded[kind] for kind in given}
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """The decoder was called: reduce its input in a prefill, shorten mask and positions in decoding."""
@@ -128,9 +135,7 @@ class Run:
         batch, length = embeddings.shape[:2]
         if self.reduces:
             check_prefill(self.decoder, call)
-        if self.spans is not None:
-            self.prompt = prompt_of_spans(self.spans, batch, length, embeddings.device)
-        prompt = self.prompt = self.prompt or Prompt([])
+        prompt = self.prompt = self._find_visual_tokens(batch, length, embeddings.device)
         mask = call.get("attention_mask")
         full = Layout.from_mask(mask if mask is not None and mask.ndim == 2 else None, batch, length)
         self.generated, self.prefilling = 0, True
@@ -147,6 +152,18 @@ class Run:
         padded = self.entry.layout.padded
         changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if padded or mask is not None else None
         return changed
+
+    def _find_visual_tokens(self, batch: int, length: int, device: torch.device) -> Prompt:
+        if self.spans is not None:
+            return prompt_of_spans(self.spans, batch, length, device)
+        assert self.vision is not None
+        sources: list[PlacedSource] = []
+        for kind in KINDS:
+            encoded = self.vision.encoded.get(kind)
+            if encoded:
+                check_input_ids(self.input_ids)
+                sources += place(encoded, self.input_ids == self.family.token_id(self.model, kind), kind)
+        return Prompt(sources)
 
     def _entry_positions(self, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input."""

@@ -118,6 +118,7 @@ class LayerReduction:
             text=stage.text[sample],
             entered=entered[sample],
             memory=prompt.memory(sample),
+            source_memories=[source.memory for source in prompt.of_sample(sample)],
             scaling=attention.scaling,
             query_key=query_key,
             next_query_key=next_query_key,

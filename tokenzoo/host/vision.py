@@ -1,11 +1,15 @@
-"""Reductions before the projector: the projector runs on what is left, and the model never notices.
+"""Around the encoder: learn which images and videos a call holds, and let methods reduce them before the projector.
 
-The model counts placeholders against image features, so the projector's caller gets a stand-in of the full shape
-(an expanded zero); the true tokens wait in the prompt until the decoder's input is built.
+`generate` encodes pictures before the model's first forward, so the model's own get_image_features and
+get_video_features are watched (an attribute of this one instance, for the time of the block). The model counts
+placeholders against image features; where a method reduced them, the projector runs on what is left and its caller
+gets a stand-in of the full shape (an expanded zero), while the true tokens wait for the decoder's input to be built.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,43 +18,65 @@ from torch import nn
 
 from tokenzoo.host.events import VisualTokens
 from tokenzoo.host.family import Family
-from tokenzoo.host.prompt import KINDS, Prompt
+from tokenzoo.host.prompt import KINDS, EncodedSource
 
 
-class ProjectorHooks:
-    """Hooks on the projector, and on the encoder layers whose q and k a method reads."""
+class VisionWatch:
+    """The encoded sources of the call under way, by kind; with `reduce`, reduced before the projector."""
 
     def __init__(
         self,
         family: Family,
         model: nn.Module,
         encoder_layers: Sequence[int],
-        reduce: Callable[[VisualTokens], None],
+        reduce: Callable[[VisualTokens], None] | None,
     ) -> None:
-        self.family, self.model, self.reduce = family, model, reduce
-        self.prompt: Prompt | None = None
-        self.calls = 0
+        self.family, self.model, self.reduce, self.encoder_layers = family, model, reduce, encoder_layers
+        self.encoded: dict[str, list[EncodedSource]] = {}
+        self.current: list[EncodedSource] = []
         self.recorded: dict[int, list[torch.Tensor]] = {}
-        self.pending: tuple[torch.Tensor, list[Any]] | None = None
-        self.encoder_layers = encoder_layers
+        self.reduced_input: torch.Tensor | None = None
 
-    def attach(self) -> list[Any]:
-        """Register the hooks and return their handles."""
+    def attach(self, keep: Callable[[Callable[[], None]], None]) -> None:
+        """Begin to watch; `keep` is given a function that ends each watch."""
+        root = self.family.root(self.model)
+        for kind in KINDS:
+            name = f"get_{kind}_features"
+            if hasattr(root, name):
+                keep(self._watch(root, name, kind))
+        if self.reduce is None:
+            return
         projector = self.family.projector(self.model)
-        handles = [
-            projector.register_forward_pre_hook(self.before, with_kwargs=False),
-            projector.register_forward_hook(self.after),
-        ]
+        keep(projector.register_forward_pre_hook(self._before_projector).remove)
+        keep(projector.register_forward_hook(self._after_projector).remove)
         layers = self.family.encoder_layers(self.model)
         for index in self.encoder_layers:
             for position, module in enumerate(self.family.encoder_projections(layers[index])):
-                handles.append(module.register_forward_hook(self._recorder(index, position)))
-        return handles
+                keep(module.register_forward_hook(self._recorder(index, position)).remove)
 
-    def begin(self, prompt: Prompt) -> None:
-        """A prefill begins: the projector will be called for its images, then for its videos."""
-        self.prompt, self.calls, self.pending = prompt, 0, None
-        self.recorded.clear()
+    def _watch(self, root: Any, name: str, kind: str) -> Callable[[], None]:
+        original, own = getattr(root, name), root.__dict__.get(name)
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            call = inspect.signature(original).bind(*args, **kwargs).arguments
+            visuals = self.family.sources(self.model, call, kind)
+            self.current = self.encoded[kind] = [EncodedSource(visual) for visual in visuals]
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.current = []
+                self.recorded.clear()
+
+        root.__dict__[name] = watched
+
+        def end() -> None:
+            if own is None:
+                del root.__dict__[name]
+            else:
+                root.__dict__[name] = own
+
+        return end
 
     def _recorder(self, index: int, position: int) -> Callable[..., None]:
         def record(module: nn.Module, args: Any, output: torch.Tensor) -> None:
@@ -58,50 +84,51 @@ class ProjectorHooks:
 
         return record
 
-    def before(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+    def _before_projector(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
         """Let the methods reduce each source; hand what is left to the projector."""
-        if self.prompt is None:
+        if not self.current:
             return None
-        kinds = [kind for kind in KINDS if self.prompt.of_kind(kind)]
-        sources = self.prompt.of_kind(kinds[self.calls])
-        self.calls += 1
-        visuals = [source.visual for source in sources]
-        query_keys = {
+        assert self.reduce is not None
+        visuals = [source.visual for source in self.current]
+        parts = self.family.split_features(self.model, args[0], visuals)
+        recorded = {
             index: self.family.split_recorded(self.model, outputs, visuals)
             for index, outputs in self.recorded.items()
         }
-        parts = self.family.split_features(self.model, args[0], visuals)
-        for number, (source, features) in enumerate(zip(sources, parts, strict=True)):
+        events = []
+        for number, (source, features) in enumerate(zip(self.current, parts, strict=True)):
             grids = source.visual.encoder_grids
             sizes = torch.tensor([height * width for height, width in grids])
-            source.tokens = VisualTokens(
+            tokens = VisualTokens(
                 kind=source.visual.kind,
                 features=features,
                 view=torch.arange(len(grids)).repeat_interleave(sizes).to(features.device),
                 grids=grids,
-                memory=self.prompt.memory(source.sample),
-                recorded_layers={index: pairs[number] for index, pairs in query_keys.items()},
+                memory=source.memory,
+                recorded_layers={index: pairs[number] for index, pairs in recorded.items()},
                 encoder_heads=self.family.encoder_heads(self.model),
                 has_cls=self.family.has_cls,
             )
-            self.reduce(source.tokens)
-        self.recorded.clear()
-        if all(source.tokens.anchors is None for source in sources):  # type: ignore[union-attr]
-            for source in sources:
-                source.tokens = None
+            self.reduce(tokens)
+            events.append(tokens)
+        if all(tokens.anchors is None for tokens in events):
             return None
-        self.pending = args[0], sources
-        left = torch.cat([source.tokens.features for source in sources])  # type: ignore[union-attr]
+        for source, tokens in zip(self.current, events, strict=True):
+            if tokens.anchors is None:  # left alone, beside others that were reduced
+                tokens.reduce(torch.arange(len(tokens.features), device=tokens.features.device), "host")
+            tokens.recorded_layers = {}
+            source.tokens = tokens
+        self.reduced_input = args[0]
+        left = torch.cat([tokens.features for tokens in events])
         return (self.family.projector_input(self.model, left),)
 
-    def after(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _after_projector(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Keep the projected tokens for the decoder's input; return the stand-in."""
-        if self.pending is None:
+        if self.reduced_input is None:
             return None
-        features, sources = self.pending
-        self.pending = None
+        unreduced, self.reduced_input = self.reduced_input, None
         projected = self.family.projector_output(output)
-        counts = [len(source.tokens.features) for source in sources]
-        for source, part in zip(sources, projected.split(counts), strict=True):
+        counts = [len(source.tokens.features) for source in self.current]  # type: ignore[union-attr]
+        for source, part in zip(self.current, projected.split(counts), strict=True):
             source.projected = part
-        return self.family.placeholder_output(self.model, features, output)
+        return self.family.placeholder_output(self.model, unreduced, output)
