@@ -29,8 +29,8 @@ from transformers import (
 
 from tokenzoo.errors import unknown
 
-#: Deep enough for the published defaults (AIM's l2 = 22, VTW's K = 15) to act.
-LAYERS = 24
+#: Deep enough for the published defaults (AIM to layer 22, PyramidDrop after layer 24) to act.
+LAYERS = 26
 HIDDEN, HEADS, KV_HEADS, VOCABULARY = 64, 4, 2, 96
 PAD, IMAGE, VIDEO, VISION_START, VISION_END = 0, 90, 91, 92, 93
 #: Text is drawn from these token ids.

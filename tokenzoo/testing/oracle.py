@@ -1,0 +1,160 @@
+"""The mask oracle: what a model must answer if tokens are really dropped, computed without dropping any.
+
+Every row stays in every decoder layer; a row that the trace says is gone is hidden from the others by a 4-D mask.
+One sample at a time, the whole sequence (prompt and generated tokens) at once, no KV cache, no padding: nothing here
+is shared with the host but the trace it is checked against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenzoo.reducer import TokenReducer
+from tokenzoo.trace import SampleTrace
+
+
+@dataclass
+class FullPrompt:
+    """What the unreduced model computes: the decoder's input, its positions, and the logits.
+
+    `embeddings` [batch, length, hidden]; `positions` [axes, batch, length]; `logits` [batch, length, vocabulary];
+    `mask` [batch, length], true where there is no padding.
+    """
+
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    logits: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass
+class Positions:
+    """Whether positions are kept or renumbered: before the LLM, and inside it."""
+
+    renumber_entry: bool = False
+    renumber_layers: bool = False
+
+    @classmethod
+    def of(cls, reducers: list[TokenReducer], mrope: bool) -> Positions:
+        """What methods ask for; models with M-RoPE always keep, and one method that keeps decides the entry."""
+        entry = [r for r in reducers if r.implements("before_projector") or r.implements("pre_llm")]
+        inside = [r for r in reducers if r.implements("after_layer")]
+        if mrope:
+            return cls()
+        return cls(
+            bool(entry) and all(r.entry_positions == "renumber" for r in entry),
+            any(r.layer_positions == "renumber" for r in inside),
+        )
+
+
+@dataclass
+class OracleSample:
+    """One sample: its trace, the embeddings that entered, and tokens merged inside the LLM.
+
+    `merged` maps a decoder layer to (entry rows [merged], their new states [merged, hidden]) after it.
+    """
+
+    trace: SampleTrace
+    entry: torch.Tensor
+    merged: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def full_prompt(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) -> FullPrompt:
+    """Run the plain model and note what its decoder is given."""
+    seen: dict[str, Any] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.update(kwargs)
+
+    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        logits = model(**inputs).logits
+    finally:
+        handle.remove()
+    embeddings = seen["inputs_embeds"]
+    batch, length = embeddings.shape[:2]
+    positions = seen.get("position_ids")
+    if positions is None:
+        positions = torch.arange(length, device=embeddings.device)[None]
+    positions = positions if positions.ndim == 3 else positions[None]
+    mask = inputs.get("attention_mask")
+    mask = torch.ones(batch, length) if mask is None else mask
+    return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool())
+
+
+@torch.no_grad()
+def oracle_logits(
+    model: Any,
+    decoder: Any,
+    prompt: FullPrompt,
+    index: int,
+    sample: OracleSample,
+    positions: Positions,
+    generated: torch.Tensor,
+) -> torch.Tensor:
+    """Logits [prompt rows in the last layer + generated, vocabulary] of sample `index`, teacher-forced.
+
+    `generated` [generated] are the tokens that follow the prompt.
+    """
+    trace, columns = sample.trace, prompt.mask[index].nonzero()[:, 0]
+    full = prompt.embeddings[index, columns]
+    full_positions = prompt.positions[:, index, columns]
+    gone = sorted(set(range(trace.prompt_tokens)) - set(trace.entry))
+    entry_index = torch.tensor(trace.entry, dtype=torch.long)
+    following = decoder.embed_tokens(generated)
+    hidden = torch.cat([full[gone], sample.entry, following])[None]
+    first, count, new = len(gone), len(trace.entry), len(generated)
+    entry_positions = full_positions[:, entry_index]
+    next_position = full_positions.amax(1, keepdim=True) + 1
+    if positions.renumber_entry:
+        entry_positions = torch.arange(count).expand(len(full_positions), -1)
+        next_position = torch.full_like(next_position, count)
+    later = next_position + torch.arange(new)
+    whole = torch.cat([full_positions[:, gone], entry_positions, later], dim=1)
+    stage: list[int] | None = None
+    rotary = None
+    for number, layer in enumerate(decoder.layers):
+        rows = trace.rows(number)
+        if rows != stage:
+            mask = _mask(first, count, new, rows, hidden.dtype)
+            renumber = positions.renumber_layers and stage is not None
+            if renumber:
+                whole = _renumbered(whole, first, count, rows)
+            if rotary is None or renumber:
+                rotary = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None])
+            stage = rows
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=None)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if number in sample.merged:
+            merged_rows, states = sample.merged[number]
+            hidden = hidden.clone()
+            hidden[0, first + merged_rows] = states
+    left = torch.tensor([*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)])
+    return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
+
+
+def _mask(first: int, count: int, new: int, rows: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """0 where a row may look, the smallest number where not: [1, 1, total, total]. A hidden row sees itself."""
+    total = first + count + new
+    present = torch.zeros(total, dtype=torch.bool)
+    present[[first + row for row in rows]] = True
+    present[first + count :] = True
+    order = torch.arange(total)
+    visible = (order[None, :] <= order[:, None]) & present[None, :]
+    visible |= torch.eye(total, dtype=torch.bool)
+    return torch.zeros(total, total, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
+
+
+def _renumbered(whole: torch.Tensor, first: int, count: int, rows: list[int]) -> torch.Tensor:
+    """0..n-1 for the rows that are left, n.. for the generated ones; hidden rows keep what they had."""
+    whole = whole.clone()
+    place = torch.tensor([first + row for row in rows], dtype=torch.long)
+    whole[:, place] = torch.arange(len(rows)).expand(len(whole), -1)
+    new = whole.shape[1] - first - count
+    whole[:, first + count :] = (len(rows) + torch.arange(new)).expand(len(whole), -1)
+    return whole
