@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.registry import load_registry
+from tokenzoo.plugins import load_zoo
 from tokenzoo.workload import Architecture, Source, Workload
 
 
@@ -109,7 +109,7 @@ Section = TypeVar("Section")
 
 def load_architecture(name: str) -> ModelArchitecture:
     """Return the architecture of that name in the registries; raises UserError with a suggestion where there is none."""
-    entries = load_registry().architectures
+    entries = load_zoo().registry.architectures
     if name not in entries:
         raise unknown("architecture", name, entries, "tokenzoo cost --list-architectures")
     return from_entry(name, entries[name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.registry import load_registry
+from tokenzoo.plugins import load_zoo
 
 #: Bytes per number.
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
@@ -49,7 +49,7 @@ def width_of(dtype: str) -> int:
 
 def load_hardware(name: str) -> Hardware:
     """Return the GPU of that name or alias in the registries; raises UserError with a suggestion where there is none."""
-    entries = load_registry().hardware
+    entries = load_zoo().registry.hardware
     names = {alias: key for key, entry in entries.items() for alias in [key, *(entry.get("aliases") or [])]}
     if name not in names:
         raise unknown("hardware", name, names, "tokenzoo cost --list-hardware")
