@@ -8,11 +8,12 @@ CUDA work is timed with events and waited for; on the CPU the clock is `time.per
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,14 @@ from tokenzoo.bench.memory import peak_bytes
 from tokenzoo.reducer import TokenReducer
 
 HOOKS = ("before_projector", "pre_llm", "after_layer")
+
+
+class MethodError(Exception):
+    """A method failed while it was timed; the cause says how."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"Method '{method}' failed while it was timed.")
+        self.method = method
 
 
 @dataclass(frozen=True)
@@ -55,22 +64,31 @@ def time_methods(
 ) -> dict[str, Timed]:
     """Time `model` on `inputs` with each of `methods` (name -> Pipeline or TokenReducer), interleaved.
 
-    `on_round` is called with the number of finished rounds. A method that raises ends the whole timing: leave out
-    those that are known to fail.
+    `on_round` is called with the number of finished rounds. A method that raises ends the whole timing with a
+    MethodError that names it: leave it out and start anew, so that the rounds stay comparable.
     """
     device = model.device
     timed: dict[str, Timed] = {name: Timed([], None) for name in methods}
     for name, method in methods.items():
-        with tokenzoo.apply(model, method):
+        with _blaming(name), tokenzoo.apply(model, method):
             for _ in range(warmup):
                 _generate(model, inputs, 2)
             timed[name].peak_bytes = peak_bytes(lambda: _prefill(model, inputs), device)
     for done in range(rounds):
         for name, method in methods.items():
-            timed[name].rounds.append(_one_round(model, inputs, method, new_tokens))
+            with _blaming(name):
+                timed[name].rounds.append(_one_round(model, inputs, method, new_tokens))
         if on_round is not None:
             on_round(done + 1)
     return timed
+
+
+@contextlib.contextmanager
+def _blaming(method: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise MethodError(method) from error
 
 
 def _one_round(model: torch.nn.Module, inputs: Mapping[str, Any], method: Any, new_tokens: int) -> Round:

@@ -1,0 +1,124 @@
+"""`tokenzoo compare`: the table a paper would print, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
+
+
+@click.command("compare")
+@click.option("--methods", metavar="LIST", help="Methods, such as aim,fastv:K=3,R=0.75,prumerge+vtw, or all.")
+@click.option("--model", metavar="LIST", help="embedded (default), a directory, or a Hub id; several with commas.")
+@click.option("--tasks", metavar="LIST", help="Tasks by name, image, video, all (default), or folders with questions.jsonl.")
+@click.option("--limit", metavar="N", help="Questions per task.")
+@click.option("--seed", metavar="N", help="Seed of the questions (default 0).")
+@click.option("--retention", metavar="LIST", help="Run each method at these shares of the visual tokens: 25%,50%.")
+@click.option("--price", metavar="ARCH@GPU", multiple=True, help="Also price each row there: llava-1.5-7b@a100.")
+@click.option("--convention", metavar="NAME", help="How prices are counted: llm-viewer (default), exact, fastv, pdrop.")
+@click.option("--match-flops", metavar="AMOUNT", help="Set every method to cost this: 25% of the LLM's FLOPs, or 2.5T.")
+@click.option("--match-tokens", metavar="AMOUNT", help="Set every method to this mean of visual tokens: 25% or 36.")
+@click.option("--match-prefill-ms", metavar="AMOUNT", help="Set every method to this prefill time on the first --price.")
+@click.option("--with-published", is_flag=True, default=None, help="Show accuracies that papers printed beside ours.")
+@click.option("--batch-size", metavar="N", help="Questions answered at a time (default 20).")
+@click.option("--timing/--no-timing", default=None, help="Measure time and memory (default), or only accuracy and cost.")
+@click.option("--rounds", metavar="N", help="Interleaved rounds of timing (default 5).")
+@click.option("--new-tokens", metavar="N", help="Tokens decoded in each round of timing (default 8).")
+@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Read these settings from YAML.")
+@click.option("--save-config", metavar="FILE", type=click.Path(path_type=Path), help="Write these settings as YAML.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What to print.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write every format and the plots there.")
+@click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
+@click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
+@click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
+def command(
+    config: Path | None,
+    save_config: Path | None,
+    form: str,
+    out: Path | None,
+    store_path: Path | None,
+    fresh: bool,
+    tracebacks: bool,
+    **options: Any,
+) -> int:
+    """Compare methods in one table: tokens, accuracy, FLOPs, time and memory.
+
+    `none` (the unreduced model) and `random` are always among the rows. Each finished cell is kept: an interrupted
+    comparison goes on where it stopped. Exits with 1 if a method failed.
+    """
+    from tokenzoo.comparison.settings import from_options, read_config, write_config
+
+    given = {name: list(value) if name == "price" else value for name, value in options.items() if value not in (None, ())}
+    settings = read_config(config, given) if config else from_options(given)
+    if save_config:
+        write_config(settings, save_config)
+    if out:
+        from tokenzoo.report.files import prepare_directory
+
+        prepare_directory(out)
+    comparison = _run(settings, store_path, fresh, tracebacks)
+    _print(comparison, form)
+    if out:
+        from tokenzoo.report.files import write_all
+
+        write_all(comparison, out)
+        click.echo(f"Written to {out}/", err=True)
+    return 1 if comparison.failed else 0
+
+
+def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from tokenzoo.store import Store
+
+    console = Console(stderr=True)
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Store(store_path) as store, Bars(*columns, console=console, transient=True) as bars:
+        progress = _Bar(bars, console)
+        progress.say("loading torch")
+        from tokenzoo.compare import compare
+
+        try:
+            return compare(settings, store, progress, fresh, console.print if tracebacks else lambda text: None)
+        except KeyboardInterrupt:
+            bars.stop()
+            click.echo(f"Stopped. Finished cells are kept in {store.path}; the same command goes on from there.", err=True)
+            raise
+
+
+class _Bar:
+    """Progress as one bar on a terminal; a line per step of work where stderr is a file."""
+
+    def __init__(self, bars: Any, console: Any) -> None:
+        self.bars, self.console = bars, console
+        self.task = bars.add_task("", total=None)
+        self.total = 0
+
+    def expect(self, steps: int) -> None:
+        self.total += steps
+        self.bars.update(self.task, total=self.total)
+
+    def advance(self, steps: int) -> None:
+        self.bars.advance(self.task, steps)
+
+    def say(self, text: str) -> None:
+        self.bars.update(self.task, description=text)
+
+
+def _print(comparison: Any, form: str) -> None:
+    if form == "table":
+        from rich.console import Console
+
+        from tokenzoo.report.table import print_comparison
+
+        console = Console()
+        print_comparison(comparison, console if console.is_terminal else Console(width=max(100, console.width)))
+    else:
+        from tokenzoo.report.files import rendered
+
+        click.echo(rendered(comparison, form), nl=False)

@@ -1,0 +1,120 @@
+"""What a cell's result depends on: its key in the store. Whatever changes here is measured anew."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import weakref
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import tokenzoo
+from tokenzoo.bench.task import Question
+from tokenzoo.bench.timing import environment
+from tokenzoo.models import Checkpoint
+from tokenzoo.pipeline import Pipeline
+
+_FINGERPRINTS: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def accuracy_identity(
+    checkpoint: Checkpoint, method: Pipeline, task: str, questions: Sequence[Question], seed: int, batch_size: int
+) -> dict[str, Any]:
+    """Everything an accuracy cell's result depends on."""
+    return {
+        "kind": "accuracy",
+        "model": checkpoint.name,
+        "method": str(method),
+        "task": task,
+        "seed": seed,
+        "questions": len(questions),
+        "questions_digest": questions_digest(questions),
+        "batch_size": batch_size,
+        **_common(checkpoint, [method]),
+    }
+
+
+def timing_identity(
+    checkpoint: Checkpoint, methods: dict[str, Pipeline], task: str, question: Question, rounds: int, new_tokens: int
+) -> dict[str, Any]:
+    """Everything a timing cell's result depends on, the machine included."""
+    return {
+        "kind": "timing",
+        "model": checkpoint.name,
+        "method": ", ".join(str(method) for method in methods.values()),
+        "task": task,
+        "seed": 0,
+        "labels": list(methods),
+        "questions_digest": questions_digest([question]),
+        "rounds": rounds,
+        "new_tokens": new_tokens,
+        "environment": environment(checkpoint.model),
+        **_common(checkpoint, list(methods.values())),
+    }
+
+
+def _common(checkpoint: Checkpoint, methods: Sequence[Pipeline]) -> dict[str, Any]:
+    settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
+    return {
+        "weights": fingerprint(checkpoint.model),
+        "dtype": str(checkpoint.model.dtype),
+        "device": checkpoint.model.device.type,
+        "attention": str(getattr(checkpoint.model.config.get_text_config(), "_attn_implementation", "")),
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "method_code": [_source_digest(type(reducer)) for method in methods for reducer in method.reducers],
+        "host_code": _host_digest(),
+        "versions": {
+            "tokenzoo": tokenzoo.__version__, "torch": torch.__version__, "transformers": transformers.__version__
+        },
+    }  # fmt: skip
+
+
+def questions_digest(questions: Iterable[Question]) -> str:
+    """A digest of the questions, their pictures' pixels included."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(repr((question.id, question.prompt, question.choices, question.answer)).encode())
+        for picture in (*question.images, *question.video):
+            digest.update(repr((picture.size, picture.mode)).encode())
+            digest.update(picture.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model: its config, and of every weight the name, the shape and 64 values spread over it."""
+    if model not in _FINGERPRINTS:
+        digest = hashlib.sha256(model.config.to_json_string().encode())
+        for name, weight in model.named_parameters():
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(sample.tobytes())
+        _FINGERPRINTS[model] = digest.hexdigest()[:16]
+    return _FINGERPRINTS[model]
+
+
+def _source_digest(method: type) -> str:
+    """A digest of the file a method is written in: an edited method is measured anew."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(method)).read_bytes()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return ""
+
+
+@cache
+def _host_digest() -> str:
+    """A digest of the code that runs and scores methods: all of tokenzoo but what only prints."""
+    package = Path(tokenzoo.__file__).parent
+    digest = hashlib.sha256()
+    names = ("host/**/*.py", "bench/evaluate.py", "bench/timing.py", "bench/memory.py", "cost/**/*.py")
+    files = [package / "ops.py", package / "reducer.py", package / "pipeline.py", package / "processing.py"]
+    for path in sorted({*files, *(path for name in names for path in package.glob(name))}):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""From finished cells to rows: intervals, paired differences, shares of `none`, prices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenzoo.bench.task import Prediction
+from tokenzoo.bench.task import score as plain_score
+from tokenzoo.bench.timing import Round, Timed
+from tokenzoo.comparison import cells
+from tokenzoo.comparison.candidates import Candidate
+from tokenzoo.comparison.pricing import Target
+from tokenzoo.comparison.rows import Row, TaskScore, Timing
+from tokenzoo.comparison.settings import Settings
+from tokenzoo.comparison.statistics import Difference, Interval, paired_difference, spread
+from tokenzoo.errors import UserError
+from tokenzoo.plugins import Zoo
+
+
+@dataclass
+class Measured:
+    """A candidate with its finished cells, by task, and its timing."""
+
+    candidate: Candidate
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timed: Timed | None = None
+
+    def predictions(self, task: str) -> list[Prediction]:
+        return [Prediction(**answer) for answer in self.cells[task]["answers"]]
+
+
+def rows_of(
+    measured: Sequence[Measured], kind: str, targets: Sequence[Target], settings: Settings, zoo: Zoo
+) -> list[Row]:
+    """One row for each candidate, in their order; `none` is what the others are compared with."""
+    none = next((one for one in measured if one.candidate.method is not None and one.candidate.method.name == "none"), None)
+    rows = []
+    for one in measured:
+        row = Row(one.candidate.name, one.candidate.label, one.candidate.status, one.candidate.note)
+        if one.candidate.method is not None:
+            row.method = one.candidate.method.name
+            row.parameters = {reducer.name: reducer.parameters for reducer in one.candidate.method.reducers}
+        if row.status == "ok":
+            _accuracy(row, one, none if one is not none else None)
+            _counts(row, one, none)
+            if one.timed is not None:
+                row.timing = _timing(one.timed, none.timed if none else None)
+            _prices(row, one, kind, targets)
+        if settings.with_published:
+            row.published = published_of(zoo, row.method)
+        rows.append(row)
+    return rows
+
+
+def _accuracy(row: Row, one: Measured, none: Measured | None) -> None:
+    pooled: list[Prediction] = []
+    reference: list[Prediction] = []
+    for task in one.cells:
+        mine = one.predictions(task)
+        theirs = none.predictions(task) if none is not None and task in none.cells else []
+        row.scores[task] = task_score(task, mine, theirs)
+        pooled += mine
+        reference += theirs
+    if len(reference) not in (0, len(pooled)):
+        reference = []
+    row.overall = task_score("all", pooled, reference)
+
+
+def task_score(task: str, predictions: Sequence[Prediction], reference: Sequence[Prediction]) -> TaskScore:
+    """Score answers, and compare them with a reference's answers to the same questions (empty: with none)."""
+    yes_no = {prediction.expected for prediction in predictions} <= {"yes", "no"}
+    scored = plain_score(predictions, f1=yes_no)
+    difference: Difference | None = None
+    if reference:
+        difference = paired_difference([one.correct for one in predictions], [one.correct for one in reference])
+    return TaskScore(
+        task=task,
+        right=sum(prediction.correct for prediction in predictions),
+        questions=len(predictions),
+        accuracy=Interval(scored.accuracy, scored.low, scored.high),
+        difference=difference,
+        f1=scored.f1,
+    )
+
+
+def _counts(row: Row, one: Measured, none: Measured | None) -> None:
+    """Tokens, FLOPs and KV bytes: means over all questions of all tasks."""
+    row.tokens_per_layer = [
+        sum(column) / sum(_weights(one)) for column in zip(*(_weighted(one, "visual_per_layer")), strict=True)
+    ]
+    row.visual_tokens = sum(row.tokens_per_layer) / len(row.tokens_per_layer)
+    row.visual_share = row.visual_tokens / _total(one, "unreduced")
+    row.flops, row.llm_flops, row.kv_bytes = (_total(one, name) for name in ("flops", "llm_flops", "kv_bytes"))
+    if none is not None and none.cells.keys() >= one.cells.keys():
+        row.llm_share = row.llm_flops / _total(none, "llm_flops")
+
+
+def _weights(one: Measured) -> list[int]:
+    return [len(cell["answers"]) for cell in one.cells.values()]
+
+
+def _weighted(one: Measured, name: str) -> list[list[float]]:
+    return [
+        [weight * value for value in cell[name]]
+        for weight, cell in zip(_weights(one), one.cells.values(), strict=True)
+    ]
+
+
+def _total(one: Measured, name: str) -> float:
+    weights = _weights(one)
+    values = [cell[name] for cell in one.cells.values()]
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+
+def _timing(timed: Timed, none: Timed | None) -> Timing:
+    def of(name: str, rounds: Sequence[Round] = timed.rounds) -> list[float]:
+        return [getattr(one, name) for one in rounds]
+
+    def ratio(name: str) -> Any:
+        if none is None or len(none.rounds) != len(timed.rounds):
+            return None
+        return spread([mine / theirs for mine, theirs in zip(of(name), of(name, none.rounds), strict=True)])
+
+    return Timing(
+        prefill_ms=spread(of("prefill_ms")),
+        first_token_ms=spread(of("first_token_ms")),
+        decode_ms=spread(of("decode_ms")),
+        method_ms=spread(of("method_ms")),
+        prefill_ratio=ratio("prefill_ms"),
+        decode_ratio=ratio("decode_ms"),
+        peak_bytes=timed.peak_bytes,
+    )
+
+
+def _prices(row: Row, one: Measured, kind: str, targets: Sequence[Target]) -> None:
+    """Prices where the architecture can be priced; why not goes into the row's note."""
+    if not one.cells:
+        return
+    trace = cells.read_trace(next(iter(one.cells.values())))
+    for target in targets:
+        if not target.takes(kind):
+            continue
+        try:
+            row.prices[target.text] = target.price(kind, one.candidate.method, trace)
+        except UserError as error:
+            row.note = f"{row.note} No price on {target.text}: {error}".strip()
+
+
+def published_of(zoo: Zoo, method: str) -> dict[str, float]:
+    """The accuracies that papers printed for a method, from the registry: `table, benchmark` -> figure."""
+    entry = zoo.registry.methods.get(method)
+    found: dict[str, float] = {}
+    for result in entry.published if entry else []:
+        where = " ".join(str(result[key]) for key in ("model", "row", "setting") if key in result)
+        accuracies = result.get("accuracy", {})
+        if isinstance(accuracies, dict):
+            found |= {f"{benchmark} {where}".strip(): value for benchmark, value in accuracies.items()}
+    return found

@@ -1,0 +1,300 @@
+"""The columns of a comparison, said once: every renderer (terminal, Markdown, LaTeX, CSV, HTML) reads them from here.
+
+`origin` tells where a column's numbers come from: measured on this machine, computed exactly, or quoted from a paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenzoo.comparison.rows import Row, Section, TaskScore
+from tokenzoo.comparison.statistics import Spread
+from tokenzoo.report.numbers import MISSING, binary_bytes, percent, si
+
+Origin = Literal["", "measured", "computed", "quoted"]
+#: Stands behind a ratio where a method is slower than `none`.
+SLOWER = "!"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading (and unit), how a row's cell reads, and the number it is ranked and exported by.
+
+    `numbers` are the plain figures behind the cell, by the name they have in CSV. `better` says which way is better;
+    None is not ranked.
+    """
+
+    title: str
+    unit: str
+    origin: Origin
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | None]
+    better: Literal["higher", "lower"] | None = None
+    numbers: Callable[[Row], dict[str, float | None]] | None = None
+
+
+def summary_columns(section: Section) -> list[Column]:
+    """What fits into 100 characters: tokens, accuracy, its difference to `none`, time and FLOPs."""
+    columns = [tokens_column()]
+    if any(row.overall for row in section.rows):
+        columns += [accuracy_column(), difference_column()]
+    if any(row.timing for row in section.rows):
+        columns += [prefill_column(), ratio_column(), method_column()]
+    return [*columns, llm_flops_column()]
+
+
+def task_columns(section: Section) -> list[Column]:
+    """Accuracy on each task."""
+    return [task_column(task) for task in section.tasks]
+
+
+def detail_columns(section: Section) -> list[Column]:
+    """First token, decoding, memory, all FLOPs and KV cache."""
+    columns: list[Column] = []
+    if any(row.timing for row in section.rows):
+        columns += [first_token_column(), decode_column(), decode_ratio_column(), peak_column()]
+    return [*columns, flops_column(), kv_column()]
+
+
+def price_columns(section: Section) -> list[Column]:
+    """FLOPs, prefill time and KV cache on the architectures and GPUs that were asked for."""
+    columns: list[Column] = []
+    for target in {target: None for row in section.rows for target in row.prices}:
+        columns += [price_flops_column(target), price_time_column(target), price_kv_column(target)]
+    return columns
+
+
+def published_columns(section: Section) -> list[Column]:
+    """Accuracies that papers printed."""
+    names = {name: None for row in section.rows for name in row.published}
+    return [published_column(name) for name in names]
+
+
+#: What stands together in one table where a line is 100 characters.
+COLUMN_GROUPS = (summary_columns, task_columns, detail_columns, price_columns, published_columns)
+
+
+def all_columns(section: Section) -> list[Column]:
+    """Every column, for wide output: measured ones first, then computed, then quoted."""
+    columns = [
+        column
+        for group in COLUMN_GROUPS
+        for column in group(section)
+    ]
+    return sorted(columns, key=lambda column: ("measured", "computed", "quoted").index(column.origin))
+
+
+def ranking(column: Column, rows: Sequence[Row]) -> dict[int, Literal["best", "second"]]:
+    """The positions of the best and second best rows (ties share a place), the baseline `none` left out."""
+    if column.better is None:
+        return {}
+    values = {
+        index: round(value, 9)
+        for index, row in enumerate(rows)
+        if not row.is_baseline and row.status == "ok" and (value := column.value(row)) is not None and value == value
+    }
+    places = sorted(set(values.values()), reverse=column.better == "higher")[:2]
+    if len(places) < 2:
+        return {}
+    names: tuple[Literal["best", "second"], ...] = ("best", "second")
+    return {index: names[places.index(value)] for index, value in values.items() if value in places}
+
+
+# --- the columns ----------------------------------------------------------------------------------------------------
+
+
+def tokens_column() -> Column:
+    def text(row: Row) -> str:
+        if row.visual_tokens is None:
+            return MISSING
+        return f"{row.visual_tokens:.1f}" + (f" {percent(row.visual_share)}" if row.visual_share is not None else "")
+
+    return Column(
+        "Tokens", "mean/layer", "measured", text, lambda row: row.visual_tokens, None,
+        lambda row: {"visual_tokens": row.visual_tokens, "visual_share": row.visual_share},
+    )  # fmt: skip
+
+
+def accuracy_column() -> Column:
+    return _score_column("Accuracy", "% [95 %]", lambda row: row.overall, "accuracy")
+
+
+def task_column(task: str) -> Column:
+    return _score_column(task, "% [95 %]", lambda row: row.scores.get(task), task)
+
+
+def _score_column(title: str, unit: str, score: Callable[[Row], TaskScore | None], name: str) -> Column:
+    def text(row: Row) -> str:
+        found = score(row)
+        if found is None:
+            return MISSING
+        interval = found.accuracy
+        return f"{100 * interval.value:.1f} [{100 * interval.low:.0f} {100 * interval.high:.0f}]"
+
+    def value(row: Row) -> float | None:
+        found = score(row)
+        return found.accuracy.value if found else None
+
+    def numbers(row: Row) -> dict[str, float | None]:
+        found = score(row)
+        if found is None:
+            return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_questions"))
+        interval = found.accuracy
+        values = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        extra = {} if found.f1 is None else {f"{name}_f1": found.f1}
+        return {**values, f"{name}_questions": found.questions, **extra}
+
+    return Column(title, unit, "measured", text, value, "higher", numbers)
+
+
+def difference_column() -> Column:
+    def text(row: Row) -> str:
+        difference = row.overall.difference if row.overall else None
+        if difference is None:
+            return MISSING
+        star = "*" if difference.significant else ""
+        return f"{100 * difference.value:+.1f} [{100 * difference.low:+.0f} {100 * difference.high:+.0f}]{star}"
+
+    def numbers(row: Row) -> dict[str, float | None]:
+        found = row.overall.difference if row.overall else None
+        names = ("value", "low", "high", "p_value")
+        return {f"difference_{name}": getattr(found, name) if found else None for name in names}
+
+    return Column("Δ none", "points", "measured", text, lambda row: None, None, numbers)
+
+
+def _spread_column(
+    title: str,
+    unit: str,
+    name: str,
+    get: Callable[[Row], Spread | None],
+    digits: int,
+    better: Literal["lower"] | None = "lower",
+) -> Column:
+    def text(row: Row) -> str:
+        spread = get(row)
+        if spread is None or not spread.rounds:
+            return MISSING
+        half = (spread.high - spread.low) / 2
+        return f"{spread.median:.{digits}f}±{half:.{digits}f}"
+
+    def value(row: Row) -> float | None:
+        spread = get(row)
+        return spread.median if spread else None
+
+    def numbers(row: Row) -> dict[str, float | None]:
+        spread = get(row)
+        names = (name, f"{name}_q1", f"{name}_q3")
+        return dict(zip(names, (spread.median, spread.low, spread.high) if spread else (None,) * 3, strict=True))
+
+    return Column(title, unit, "measured", text, value, better, numbers)
+
+
+def prefill_column() -> Column:
+    return _spread_column("Prefill", "ms", "prefill_ms", lambda row: row.timing and row.timing.prefill_ms, 1)
+
+
+def first_token_column() -> Column:
+    return _spread_column("First token", "ms", "first_token_ms", lambda row: row.timing and row.timing.first_token_ms, 1)
+
+
+def decode_column() -> Column:
+    return _spread_column("Decode", "ms/token", "decode_ms", lambda row: row.timing and row.timing.decode_ms, 2)
+
+
+def method_column() -> Column:
+    return _spread_column("Own", "ms", "method_ms", lambda row: row.timing and row.timing.method_ms, 1, None)
+
+
+def _ratio_column(title: str, name: str, get: Callable[[Row], Spread | None], flag: bool) -> Column:
+    def text(row: Row) -> str:
+        ratio = get(row)
+        if ratio is None:
+            return MISSING
+        slower = flag and row.timing is not None and row.timing.slower and not row.is_baseline
+        return f"{ratio.median:.2f}" + (SLOWER if slower else "")
+
+    def value(row: Row) -> float | None:
+        ratio = get(row)
+        return ratio.median if ratio else None
+
+    better: Literal["lower"] | None = "lower" if flag else None
+    return Column(title, "× none", "measured", text, value, better, lambda row: {name: value(row)})
+
+
+def ratio_column() -> Column:
+    return _ratio_column("Prefill", "prefill_ratio", lambda row: row.timing and row.timing.prefill_ratio, True)
+
+
+def decode_ratio_column() -> Column:
+    return _ratio_column("Decode", "decode_ratio", lambda row: row.timing and row.timing.decode_ratio, False)
+
+
+def _number_column(
+    title: str, unit: str, origin: Origin, name: str, get: Callable[[Row], float | None], show: Callable[[float], str]
+) -> Column:
+    def text(row: Row) -> str:
+        value = get(row)
+        return MISSING if value is None else show(value)
+
+    return Column(title, unit, origin, text, get, "lower", lambda row: {name: get(row)})
+
+
+def peak_column() -> Column:
+    return _number_column(
+        "Peak memory", "above weights", "measured", "peak_bytes",
+        lambda row: row.timing.peak_bytes if row.timing else None, binary_bytes,
+    )  # fmt: skip
+
+
+def kv_column() -> Column:
+    return _number_column("KV cache", "prompt", "computed", "kv_bytes", lambda row: row.kv_bytes, binary_bytes)
+
+
+def llm_flops_column() -> Column:
+    def text(row: Row) -> str:
+        if row.llm_flops is None:
+            return MISSING
+        return si(row.llm_flops) + (f" {percent(row.llm_share)}" if row.llm_share is not None else "")
+
+    return Column(
+        "LLM FLOPs", "+ own", "computed", text, lambda row: row.llm_flops, "lower",
+        lambda row: {"llm_flops": row.llm_flops, "llm_share": row.llm_share},
+    )  # fmt: skip
+
+
+def flops_column() -> Column:
+    return _number_column("All FLOPs", "exact", "computed", "flops", lambda row: row.flops, si)
+
+
+def price_flops_column(target: str) -> Column:
+    def get(row: Row) -> float | None:
+        return row.prices[target].tflops if target in row.prices else None
+
+    return _number_column(target, "TFLOPs", "computed", f"{target} tflops", get, lambda value: f"{value:.2f}")
+
+
+def price_time_column(target: str) -> Column:
+    def get(row: Row) -> float | None:
+        return row.prices[target].prefill_ms if target in row.prices else None
+
+    return _number_column(target, "prefill ms", "computed", f"{target} prefill_ms", get, lambda value: f"{value:.2f}")
+
+
+def price_kv_column(target: str) -> Column:
+    def get(row: Row) -> float | None:
+        return row.prices[target].kv_bytes if target in row.prices else None
+
+    return _number_column(target, "KV cache", "computed", f"{target} kv_bytes", get, binary_bytes)
+
+
+def published_column(name: str) -> Column:
+    def get(row: Row) -> float | None:
+        return row.published.get(name)
+
+    return Column(
+        name, "published", "quoted", lambda row: MISSING if get(row) is None else f"{get(row):g}", get, "higher",
+        lambda row: {f"published {name}": get(row)},
+    )  # fmt: skip

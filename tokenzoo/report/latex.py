@@ -1,0 +1,85 @@
+"""The comparison as LaTeX tables (booktabs): grouped header, baseline first, best bold, second underlined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from tokenzoo.comparison.rows import Comparison, Section
+from tokenzoo.report.columns import Column, all_columns, ranking
+
+PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
+ORIGINS = {"measured": "Measured", "computed": "Computed", "quoted": "Quoted"}
+SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+def latex(comparison: Comparison) -> str:
+    r"""One `table*` for each section, to be \input into a paper that loads booktabs and graphicx."""
+    head = "% Made by tokenzoo. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+    return head + "\n".join(_table(section, comparison) for section in comparison.sections)
+
+
+def document(comparison: Comparison) -> str:
+    """The tables as a document that compiles by itself."""
+    return f"{PREAMBLE}\n\\begin{{document}}\n{latex(comparison)}\\end{{document}}\n"
+
+
+def _table(section: Section, comparison: Comparison) -> str:
+    columns = all_columns(section)
+    rows = sorted(section.rows, key=lambda row: not row.is_baseline)
+    ranks = [ranking(column, rows) for column in columns]
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{_caption(section, comparison)}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        *_header(columns),
+        r"\midrule",
+    ]
+    for index, row in enumerate(rows):
+        if row.status != "ok":
+            cells = [rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{row.status}}}: {escape(row.note)}}}"]
+        else:
+            cells = [_marked(column.text(row), rank.get(index)) for column, rank in zip(columns, ranks, strict=True)]
+        lines.append(" & ".join([rf"\texttt{{{escape(row.label)}}}", *cells]) + r" \\")
+        if row.is_baseline:
+            lines.append(r"\midrule")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
+
+
+def _header(columns: Sequence[Column]) -> list[str]:
+    groups, rules, start = [""], [], 2
+    for origin, members in groupby(columns, key=lambda column: column.origin):
+        width = len(list(members))
+        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{ORIGINS[origin]}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
+        start += width
+    titles = ["Method", *(escape(column.title) for column in columns)]
+    units = ["", *(escape(column.unit) for column in columns)]
+    return [" & ".join(line) + r" \\" + extra for line, extra in (
+        (groups, "\n" + "".join(rules)), (titles, ""), (units, "")
+    )]  # fmt: skip
+
+
+def _caption(section: Section, comparison: Comparison) -> str:
+    machine = escape(str(comparison.environment.get("machine", "?")))
+    return (
+        f"{escape(section.title)}: {section.questions} questions a method. Measured on {machine}; "
+        r"brackets are 95\,\% intervals, * $p<0.05$ against none (McNemar); $\pm$ half the interquartile range."
+    )
+
+
+def _marked(text: str, rank: str | None) -> str:
+    text = escape(text)
+    return rf"\textbf{{{text}}}" if rank == "best" else rf"\underline{{{text}}}" if rank == "second" else text
+
+
+def escape(text: str) -> str:
+    """Plain text as LaTeX; other characters outside ASCII become '?'."""
+    return "".join(SPECIAL.get(character, character if character.isascii() else "?") for character in text)

@@ -1,0 +1,63 @@
+"""The comparison as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenzoo.comparison.rows import Comparison, Row, Section
+from tokenzoo.report.columns import COLUMN_GROUPS, Column, ranking
+from tokenzoo.report.table import subtitle
+
+MARKS = {"best": "**{}**", "second": "<u>{}</u>"}
+
+
+def markdown(comparison: Comparison) -> str:
+    """Every section as tables; headings name the origin of each column's numbers."""
+    parts: list[str] = []
+    for section in comparison.sections:
+        parts += [f"## {section.title}", subtitle(section) + "."]
+        for columns in (group(section) for group in COLUMN_GROUPS):
+            if columns:
+                parts.append(rows_markdown(columns, section.rows))
+        parts += _notes(section)
+    return "\n\n".join([*parts, _footer(comparison)]) + "\n"
+
+
+def rows_markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """One table of these columns."""
+    heads = [f"{column.title}<br>{column.unit}<br>*{column.origin}*" for column in columns]
+    lines = [_line(["Method", *heads]), _line(["---", *("---:" for _ in columns)])]
+    ranks = [ranking(column, rows) for column in columns]
+    for index, row in enumerate(rows):
+        if row.status != "ok":
+            cells = [row.status, *("" for _ in columns[1:])]
+        else:
+            cells = [
+                MARKS.get(rank.get(index, ""), "{}").format(_escape(column.text(row)))
+                for column, rank in zip(columns, ranks, strict=True)
+            ]
+        lines.append(_line([f"`{row.label}`", *cells]))
+    return "\n".join(lines)
+
+
+def _notes(section: Section) -> list[str]:
+    said = [f"- `{row.label}`: {'' if row.status == 'ok' else row.status + ': '}{row.note}" for row in section.rows if row.note]
+    return ["\n".join(said)] if said else []
+
+
+def _footer(comparison: Comparison) -> str:
+    machine = comparison.environment
+    return (
+        f"Measured on {machine.get('machine', '?')}, {machine.get('threads', '?')} threads, torch {machine.get('torch', '?')},"
+        f" transformers {machine.get('transformers', '?')}, {machine.get('dtype', '?')}, {machine.get('attention', '?')}"
+        f" attention, with tokenzoo {machine.get('tokenzoo', '?')}. Brackets: 95 % intervals (Wilson; for differences, paired"
+        " bootstrap); * p < 0.05 (McNemar's exact test). ±: half the interquartile range over interleaved rounds."
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

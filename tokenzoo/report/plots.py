@@ -1,0 +1,112 @@
+"""Plots of a comparison: accuracy against FLOPs, and visual tokens per layer. Drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenzoo.comparison.rows import Row, Section
+from tokenzoo.errors import FailedError
+
+#: Okabe and Ito's palette, told apart by colour-blind readers; with the markers it also survives grey print.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    """A new figure and its axes, in the style of all our plots."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return drawn, axes
+
+
+def pareto(section: Section) -> Any:
+    """Accuracy (95 % interval) against FLOPs relative to `none`; the dashed line joins what nothing beats."""
+    rows = [row for row in section.rows if row.overall and row.llm_share is not None]
+    drawn, axes = figure()
+    for index, row in enumerate(rows):
+        interval = row.overall.accuracy
+        value = 100 * interval.value
+        error = [[value - 100 * interval.low], [100 * interval.high - value]]
+        axes.errorbar(
+            100 * row.llm_share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
+            elinewidth=0.9, markersize=6, linestyle="none", label=row.label,
+        )  # fmt: skip
+    front = pareto_front(rows)
+    axes.plot(
+        [100 * row.llm_share for row in front], [100 * row.overall.accuracy.value for row in front],
+        color="#888888", linewidth=1, linestyle="--", zorder=1,
+    )  # fmt: skip
+    axes.set_xlabel("LLM FLOPs, % of none (computed, the method's own included)")
+    axes.set_ylabel("Accuracy, % (measured, 95 % interval)")
+    axes.set_title(section.title, fontsize=10)
+    _legend(axes, len(rows))
+    return drawn
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other beats in both accuracy and FLOPs, cheapest first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.llm_share, -row.overall.accuracy.value)):
+        if not front or row.overall.accuracy.value > front[-1].overall.accuracy.value:
+            front.append(row)
+    return front
+
+
+def tokens_per_layer(section: Section) -> Any:
+    """Visual tokens entering each decoder layer, as recorded."""
+    rows = [row for row in section.rows if row.tokens_per_layer]
+    drawn, axes = figure()
+    for index, row in enumerate(rows):
+        counts = row.tokens_per_layer
+        axes.step(
+            range(len(counts)), counts, where="mid", color=_color(index), marker=_marker(index), markersize=4,
+            linewidth=1.4, alpha=0.9, label=row.label,
+        )  # fmt: skip
+    axes.set_xlabel("Decoder layer")
+    axes.set_ylabel("Visual tokens (measured, mean over questions)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(section.title, fontsize=10)
+    _legend(axes, len(rows))
+    return drawn
+
+
+def save(drawn: Any, path: Path) -> None:
+    """Write a figure; the ending (png, pdf, svg) says how. Raises FailedError where it cannot be written."""
+    try:
+        drawn.savefig(path, dpi=160)
+    except OSError as error:
+        raise FailedError(f"Cannot write '{path}': {error.strerror}.") from None
+
+
+def svg(drawn: Any) -> str:
+    """A figure as SVG text to stand inside an HTML page."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "tokenzoo", "svg.fonttype": "path"}):
+        drawn.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _legend(axes: Any, entries: int) -> None:
+    """Beside the axes, where it hides nothing."""
+    if entries:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
+
+
+def _marker(index: int) -> str:
+    return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
