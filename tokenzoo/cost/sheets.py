@@ -1,0 +1,150 @@
+"""A table of costs and its forms: terminal, Markdown, LaTeX, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenzoo.errors import unknown
+
+FORMATS = ("table", "md", "latex", "csv", "json")
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "²": r"$^2$", "–": "--", "…": r"\dots{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+@dataclass
+class Sheet:
+    """A titled table. `rows` hold the cells as they are shown, `data` the plain numbers behind them (CSV, JSON);
+    `left` are the columns of text, aligned left; `notes` stand below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left: frozenset[int] = frozenset({0})
+
+    def add(self, cells: Sequence[str], **data: Any) -> None:
+        """Add a row: its shown cells and the numbers behind them."""
+        self.rows.append([str(cell) for cell in cells])
+        self.data.append(data)
+
+
+def show(sheets: Sequence[Sheet], form: str) -> str | None:
+    """Return the sheets as text, or print them for "table"; raises UserError for an unknown format."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS, "tokenzoo cost --help")
+    if form == "table":
+        _print(sheets)
+        return None
+    return {"md": _markdown, "latex": _latex, "csv": _csv, "json": _json}[form](sheets)
+
+
+def _print(sheets: Sequence[Sheet]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=200)  # a pipe has no width to fit
+    for sheet in sheets:
+        table = Table(title=escape(sheet.title), box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+        for index, column in enumerate(sheet.columns):
+            left = index in sheet.left
+            table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        for row in sheet.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+        for note in sheet.notes:
+            console.print(escape(note), style="dim")
+        console.print()
+
+
+def _markdown(sheets: Sequence[Sheet]) -> str:
+    parts = []
+    for sheet in sheets:
+        lines = [_line(sheet.columns), _line(["---" if i in sheet.left else "---:" for i in range(len(sheet.columns))])]
+        lines += [_line([cell.replace("|", "\\|") for cell in row]) for row in sheet.rows]
+        notes = "\n".join(f"- {note}" for note in sheet.notes)
+        parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + (f"\n\n{notes}" if notes else ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex(sheets: Sequence[Sheet]) -> str:
+    parts = []
+    for sheet in sheets:
+        align = "".join("l" if index in sheet.left else "r" for index in range(len(sheet.columns)))
+        body = [" & ".join(map(escape_latex, row)) + r" \\" for row in sheet.rows]
+        notes = [f"% {note}" for note in sheet.notes]
+        head = " & ".join(map(escape_latex, sheet.columns)) + r" \\"
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}[t]", r"\centering", rf"\caption{{{escape_latex(sheet.title)}}}",
+                    rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                    r"\end{tabular}", r"\end{table}", *notes,
+                ]
+            )
+        )  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """`text` with everything that LaTeX would read as a command made plain."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _csv(sheets: Sequence[Sheet]) -> str:
+    rows = [row for sheet in sheets for row in sheet.data]
+    flat = [{key: _flat(value) for key, value in row.items()} for row in rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in flat for key in row)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) if all(not isinstance(item, dict) for item in value) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, dict) else "" if value is None else value
+
+
+def _json(sheets: Sequence[Sheet]) -> str:
+    data = [{"title": sheet.title, "rows": sheet.data, "notes": sheet.notes} for sheet in sheets]
+    return json.dumps(data[0] if len(data) == 1 else data, indent=2, ensure_ascii=False) + "\n"
+
+
+def flops(number: float) -> str:
+    """FLOPs in the unit that reads best: `14.76 T`."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that reads best: `365.45 MB`."""
+    for unit, large in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(number) >= large:
+            return f"{number / large:.2f} {unit}"
+    return f"{number:.0f} B"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds, "–" where no time is defined."""
+    return "–" if seconds is None else f"{seconds * 1e3:.2f}"
