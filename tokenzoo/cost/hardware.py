@@ -12,6 +12,8 @@ from tokenzoo.plugins import load_zoo
 #: Bytes per number.
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}
 
+SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp8": "float8"}
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -40,11 +42,17 @@ class Hardware:
         return self.vector_flops or max(self.flops.values())
 
 
+def dtype_named(name: str) -> str:
+    """The number format of that name or short name (`bf16`); raises UserError for an unknown one."""
+    full = SHORT.get(name, name)
+    if full not in WIDTHS:
+        raise unknown("dtype", name, [*WIDTHS, *SHORT], "tokenzoo cost --help")
+    return full
+
+
 def width_of(dtype: str) -> int:
     """Bytes of one number; raises UserError for an unknown format."""
-    if dtype not in WIDTHS:
-        raise unknown("dtype", dtype, WIDTHS, "tokenzoo cost --help")
-    return WIDTHS[dtype]
+    return WIDTHS[dtype_named(dtype)]
 
 
 def load_hardware(name: str) -> Hardware:

@@ -11,7 +11,7 @@ from tokenzoo.cost import vision
 from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
 from tokenzoo.cost.conventions import Convention, load_convention
 from tokenzoo.cost.costs import Cost, DecodeCost, Part, PricedOperation
-from tokenzoo.cost.hardware import Hardware, load_hardware, width_of
+from tokenzoo.cost.hardware import Hardware, dtype_named, load_hardware, width_of
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
@@ -97,7 +97,7 @@ def price_tokens(
 
     `grids`, `projector_tokens` and `overhead` are of the whole batch.
     """
-    rules = load_convention(convention)
+    rules, dtype = load_convention(convention), dtype_named(dtype)
     gpu = load_hardware(hardware) if isinstance(hardware, str) else hardware
     setting = Setting(model, rules, gpu if rules.has_bytes else None, dtype, batch, flash, tensor_parallel)
     setting.check(tokens, decode, head_positions)
