@@ -202,9 +202,7 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             if len(sample.rows(outcome.trace.layers - 1)) != sample.prompt_tokens:
                 yield Finding(6, where, "a sample without images was changed.")
             continue
-        recorded = tuple(
-            (*source.view_counts, len(source.rows) - sum(source.view_counts)) for source in sample.sources
-        )
+        recorded = tuple((*source.view_counts, len(source.rows) - sum(source.view_counts)) for source in sample.sources)
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
         workload = Workload(architecture, sources, text, None if reducer.fixed_schedule else recorded)
         try:
@@ -223,7 +221,9 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
         if wrong:
             layer = wrong[0]
             yield Finding(
-                6, where, f"schedule() promises {promised[layer]} visual tokens in layer {layer}, {got[layer]} were there."
+                6,
+                where,
+                f"schedule() promises {promised[layer]} visual tokens in layer {layer}, {got[layer]} were there.",
             )
 
 

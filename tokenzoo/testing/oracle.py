@@ -134,7 +134,9 @@ def oracle_logits(
             merged_rows, states = sample.merged[number]
             hidden = hidden.clone()
             hidden[0, first + merged_rows] = states
-    left = torch.tensor([*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)])
+    left = torch.tensor(
+        [*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)]
+    )
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
 
 

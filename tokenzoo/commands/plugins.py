@@ -1,0 +1,34 @@
+"""`tokenzoo plugins`: what is loaded, from where, and what could not be loaded and why."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def command() -> None:
+    """Show what is loaded, from which distribution and version, and every failure with its reason."""
+    import warnings
+
+    from tokenzoo import __version__
+    from tokenzoo.commands.printing import print_table
+    from tokenzoo.errors import UserError
+    from tokenzoo.plugins import PluginWarning, load_zoo
+
+    warnings.simplefilter("ignore", PluginWarning)
+    zoo = load_zoo()
+    methods: dict[str, list[str]] = {}
+    for name in zoo.names():
+        try:
+            zoo.method(name)
+        except UserError:
+            continue  # it is among the failures below
+        plugin = zoo.info(name)
+        methods.setdefault("tokenzoo" if plugin.kind == "built-in" else plugin.name, []).append(name)
+    rows = [("tokenzoo", "built-in", f"tokenzoo {__version__}", ", ".join(methods.get("tokenzoo", [])))]
+    for plugin in zoo.plugins:
+        rows.append((plugin.name, plugin.kind, plugin.origin, ", ".join(methods.get(plugin.name, [])) or "other hooks"))
+    print_table(("Plugin", "Kind", "From", "Methods"), rows)
+    if zoo.failures:
+        click.echo()
+        print_table(("Not loaded", "Reason"), list(zoo.failures.items()))
