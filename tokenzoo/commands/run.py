@@ -1,0 +1,86 @@
+"""`tokenzoo run`: ask one question about pictures or a video, with a method at work, and see what it dropped."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenzoo.errors import FailedError, UserError
+
+if TYPE_CHECKING:
+    from tokenzoo.trace import Trace
+
+
+@click.command(name="run")
+@click.argument("question")
+@click.option("--model", default="embedded:llava", show_default=True, help="A directory, a Hub id, or an embedded model.")
+@click.option("--method", default="none", show_default=True, help="A method as in 'tokenzoo list': aim, fastv:K=3, a+b.")
+@click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; may be repeated.")
+@click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
+@click.option("--frames", default=8, show_default=True, type=click.IntRange(min=1), help="Frames taken from the video.")
+@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Length of the answer.")
+@click.option("--dtype", default=None, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
+@click.option("--trace", "trace_file", type=click.Path(path_type=Path), help="Also write the trace (JSON) here.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint.")
+def command(
+    question: str,
+    model: str,
+    method: str,
+    images: tuple[Path, ...],
+    video: Path | None,
+    frames: int,
+    max_new_tokens: int,
+    dtype: str | None,
+    trace_file: Path | None,
+    trust_remote_code: bool,
+) -> None:
+    """Answer QUESTION about images or a video, and print the tokens each layer saw."""
+    from tokenzoo.plugins import load_zoo
+
+    if not images and video is None:
+        raise UserError("Nothing to look at: pass --image FILE or --video FILE.")
+    pipeline = load_zoo().build(method)
+
+    import torch
+
+    from tokenzoo.bench.task import Question
+    from tokenzoo.host.apply import apply
+    from tokenzoo.media import read_image, read_video
+    from tokenzoo.models import load
+
+    asked = Question(
+        id="command line",
+        prompt=question,
+        images=tuple(read_image(path) for path in images),
+        video=read_video(video, frames) if video is not None else (),
+    )
+    checkpoint = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    inputs = checkpoint.inputs([asked])
+    with apply(checkpoint.model, pipeline) as run, torch.inference_mode():
+        generated = checkpoint.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    click.echo(checkpoint.decode(generated[:, inputs["input_ids"].shape[1] :])[0])
+    click.echo()
+    for line in describe(run.trace):
+        click.echo(line)
+    if trace_file is not None:
+        try:
+            run.trace.save(trace_file)
+        except OSError as error:
+            raise FailedError(f"Cannot write '{trace_file}': {error.strerror}.") from None
+
+
+def describe(trace: Trace) -> list[str]:
+    """One line per run of layers that saw the same tokens, and the mean over layers."""
+    visual, every = trace.visual_tokens(), trace.tokens()
+    before = sum(source.source.tokens for source in trace.samples[0].sources)
+    lines = [f"{'layers':>9}  {'visual tokens':>13}  {'all tokens':>10}"]
+    for (seen, total), group in groupby(range(trace.layers), key=lambda layer: (visual[layer], every[layer])):
+        layers = list(group)
+        span = str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+        lines.append(f"{span:>9}  {seen:>13}  {total:>10}")
+    mean = sum(visual) / len(visual)
+    share = f", {mean / before:.1%} of {before}" if before else ""
+    return [*lines, f"     mean  {mean:>13.1f}{share}"]
