@@ -1,0 +1,32 @@
+"""`tokenzoo recommend`: which settings fit a budget."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("recommend")
+@click.option("--arch", required=True, metavar="ARCH", help="The model, such as llava-onevision-7b.")
+@click.option("--hardware", required=True, metavar="GPU", help="The GPU, such as a100.")
+@click.option("--budget-ms", required=True, type=click.FloatRange(min=0, min_open=True), help="Prefill milliseconds, at most.")
+@click.option("--video/--image", default=None, help="A video of 32 frames, or one image (default: what the model is for).")
+@click.option("--convention", default="llm-viewer", show_default=True, help="How FLOPs and time are counted.")
+@click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
+def command(arch: str, hardware: str, budget_ms: float, video: bool | None, convention: str, form: str) -> None:
+    """List the settings of all methods whose prefill fits the budget, least accuracy loss first where it is known."""
+    from dataclasses import asdict
+
+    from tokenzoo.recommend import recommend
+
+    found = recommend(arch, hardware, budget_ms, video, convention)
+    if form == "json":
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    from rich.console import Console
+
+    from tokenzoo.report.recommendation import recommendation
+
+    console = Console()
+    (console if console.is_terminal else Console(width=max(100, console.width))).print(recommendation(found))
