@@ -90,10 +90,10 @@ def builtin_tasks() -> tuple[Task, ...]:
             "a small digit, named by its colour or place (TextVQA-like)",
         ),
         GeneratedTask(
-            "order", "video", (video.appears_first, video.appears_last), 1 / 6, "the shape that appears first or last"
+            "order", "video", (video.first_digit, video.last_digit), 1 / 10, "which of three digits appears first or last"
         ),
         GeneratedTask(
-            "when", "video", (video.frame_of_needle, video.needle_of_frame), (1 / 8 + 1 / 10) / 2,
+            "when", "video", (video.frame_of_digit, video.digit_of_frame), (1 / 8 + 1 / 10) / 2,
             "the one frame of eight that shows a digit, and the digit that a frame shows (needle)",
         ),
         GeneratedTask(

@@ -24,7 +24,9 @@ PATCHES = SIDE * SIDE
 POOLED_SIDE = SIDE // 2
 #: easiest first; the trainer moves on when most kinds of question are answered
 IMAGE_LEVELS = (dict(shapes=(2, 2), digits=(0, 1)), dict(shapes=(2, 3), digits=(1, 1)), dict(shapes=(2, 4), digits=(1, 2)))
-VIDEO_LEVELS = (dict(appearing=1), dict(appearing=2), dict(appearing=2))
+VIDEO_LEVELS = (dict(flashes=2), dict(flashes=3))
+CROWDED_SCENE = dict(shapes=(3, 5), digits=(3, 4))
+CROWDED_VIDEO = dict(flashes=8, still=2)
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Source:
     """:param functions: question functions
     :param levels: difficulty, as arguments of the sampler
     :param sample: ``sample(rng, **level)`` gives a scene or a video
+    :param crowded: arguments of the sampler for many objects at once, to train the encoder on
     :param frames: pictures in each sample
+    :param span: visual tokens of a sample in the real model
     """
 
     name: str
     functions: tuple[Callable, ...]
     levels: tuple[dict, ...]
+    crowded: dict
     sample: Callable
     frames: int
     span: int
@@ -80,6 +85,6 @@ def _scenes(sample) -> tuple:
     return getattr(sample, "frames", (sample,))
 
 
-LLAVA_PICTURES = Source("image", IMAGE_QUESTIONS, IMAGE_LEVELS, sample_scene, 1, PATCHES)
-TILED_PICTURES = Source("image", IMAGE_QUESTIONS, IMAGE_LEVELS, sample_scene, 1, 2 * PATCHES + SIDE)
-VIDEOS = Source("video", VIDEO_QUESTIONS, VIDEO_LEVELS, sample_video, FRAMES, FRAMES * POOLED_SIDE**2 + 1)
+LLAVA_PICTURES = Source("image", IMAGE_QUESTIONS, IMAGE_LEVELS, CROWDED_SCENE, sample_scene, 1, PATCHES)
+TILED_PICTURES = Source("image", IMAGE_QUESTIONS, IMAGE_LEVELS, CROWDED_SCENE, sample_scene, 1, 2 * PATCHES + SIDE)
+VIDEOS = Source("video", VIDEO_QUESTIONS, VIDEO_LEVELS, CROWDED_VIDEO, sample_video, FRAMES, FRAMES * POOLED_SIDE**2 + 1)

@@ -20,7 +20,7 @@ from tokenzoo.bench.train_models import HIDDEN
 from tokenzoo.bench.train_oracle import OracleTokens
 from tokenzoo.bench.train_sources import Source
 
-QUESTIONS = 12
+QUESTIONS = 16
 #: samples in a step, by stage and by frames in a sample
 BATCH = {("cells", 1): 10, ("cells", 8): 8, ("patches", 1): 8, ("patches", 8): 6}
 BATCH |= {("encoder", 1): 32, ("encoder", 8): 4, ("joint", 1): 8, ("joint", 8): 4}
@@ -36,6 +36,10 @@ class Progress:
         self.source = source
         self.level = 0
         self.accuracy = np.zeros(len(source.functions))
+
+    def weights(self) -> np.ndarray:
+        """How often each kind is asked: mostly what is not known yet."""
+        return np.maximum(0.02, (1.05 - self.accuracy) ** 2)
 
     def record(self, kinds: torch.Tensor, right: torch.Tensor) -> None:
         for kind in range(len(self.accuracy)):
@@ -61,6 +65,7 @@ class Trainer:
         self.done: dict[str, float] = {}  #: minutes spent in each stage
         self.step = 0
         self.rng = np.random.default_rng([TRAINING, seed, int(time.time())])
+        self.resumed: dict = {}  #: the state that training continues from
         self.seen = 0.0  #: running share of object patches that the encoder tells right
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -73,13 +78,13 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.oracle.load_state_dict(state["oracle"])
         self.heads.load_state_dict(state["heads"])
-        self.done, self.step = state["done"], state["step"]
+        self.done, self.step, self.resumed = state["done"], state["step"], state
         for progress, (level, accuracy) in zip(self.progress, state["progress"], strict=True):
             progress.level, progress.accuracy = level, accuracy
 
     def save(self) -> None:
         state = dict(model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict())
-        state |= dict(done=self.done, step=self.step)
+        state |= dict(done=self.done, step=self.step, stage=self.optimizing[0], optimizer=self.optimizing[1].state_dict())
         state["progress"] = [(progress.level, progress.accuracy) for progress in self.progress]
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
@@ -90,6 +95,9 @@ class Trainer:
         groups = [dict(params=[p for p in parameters if p.ndim > 1], weight_decay=0.05)]
         groups += [dict(params=[p for p in parameters if p.ndim < 2], weight_decay=0.0)]
         optimizer = torch.optim.AdamW(groups, lr=RATES[stage], betas=(0.9, 0.95))
+        if self.resumed.get("stage") == stage:
+            optimizer.load_state_dict(self.resumed["optimizer"])
+        self.optimizing = (stage, optimizer)
         spent, begun, saved, first = self.done.get(stage, 0.0), time.time(), time.time(), self.step
         while self.done.get(stage, 0.0) < minutes:
             share = self.done.get(stage, 0.0) / minutes
@@ -106,7 +114,7 @@ class Trainer:
             optimizer.step()
             self.step += 1
             self.done[stage] = spent + (time.time() - begun) / 60
-            if self.step % 100 == 0:
+            if self.step % 25 == 0:
                 self._log(stage, loss.item())
             if time.time() - saved > 60:
                 self.save()
@@ -121,11 +129,13 @@ class Trainer:
         return {"encoder": vision, "joint": vision + text}.get(stage, [*text, *self.oracle.parameters()])
 
     def _loss(self, stage: str, source: Source, progress: Progress) -> torch.Tensor:
-        levels = self.rng.integers(0, progress.level + 1, BATCH[stage, source.frames])  # easier scenes stay in the mix
+        size = BATCH[stage, source.frames]
+        if stage == "encoder":
+            samples = [source.sample(self.rng, **source.crowded) for _ in range(size)]
+            return self._vision(source, samples, torch.from_numpy(source.shown(samples)))[1]
+        levels = self.rng.integers(0, progress.level + 1, size)  # easier scenes stay in the mix
         samples = [source.sample(self.rng, **source.levels[level]) for level in levels]
         shown = torch.from_numpy(source.shown(samples))
-        if stage == "encoder":
-            return self._vision(source, samples, shown)[1]
         if stage == "joint":
             features, extra = self._vision(source, samples, shown)
             tokens, positions = source.all_tokens(features, self.model)
@@ -136,7 +146,7 @@ class Trainer:
             else:
                 tokens, positions = source.all_tokens(self.oracle(shown), self.model)
             tokens = tokens + ORACLE_NOISE * torch.randn_like(tokens)
-        asked = data.ask(samples, source.functions, 1.15 - progress.accuracy, QUESTIONS, self.rng)
+        asked = data.ask(samples, source.functions, progress.weights(), QUESTIONS, self.rng)
         packed = data.pack(asked, positions, source.span)
         logits = data.answer_logits(self.model, tokens, packed)
         progress.record(packed.kinds, logits.argmax(-1) == packed.answers)

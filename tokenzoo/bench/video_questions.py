@@ -10,25 +10,25 @@ from tokenzoo.bench.video_scenes import Video
 from tokenzoo.bench.vocabulary import MOMENTS
 
 
-def appears_first(video: Video, rng: np.random.Generator) -> Asked:
-    """which shape appears first? (after the opening frame)"""
-    return "which shape appears first?", SHAPES, video.appearing[0]
+def first_digit(video: Video, rng: np.random.Generator) -> Asked:
+    """which digit appears first?"""
+    return "which digit appears first?", DIGITS, video.flashes[0][0]
 
 
-def appears_last(video: Video, rng: np.random.Generator) -> Asked:
-    """which shape appears last?"""
-    return "which shape appears last?", SHAPES, video.appearing[-1]
+def last_digit(video: Video, rng: np.random.Generator) -> Asked:
+    """which digit appears last?"""
+    return "which digit appears last?", DIGITS, video.flashes[-1][0]
 
 
-def frame_of_needle(video: Video, rng: np.random.Generator) -> Asked:
-    """in which frame is the 7? (a digit is shown in one frame only)"""
-    digit, frame = video.needle
+def frame_of_digit(video: Video, rng: np.random.Generator) -> Asked:
+    """in which frame is the 7?"""
+    digit, frame = video.flashes[int(rng.integers(len(video.flashes)))]
     return f"in which frame is the {digit}?", MOMENTS, MOMENTS[frame]
 
 
-def needle_of_frame(video: Video, rng: np.random.Generator) -> Asked:
+def digit_of_frame(video: Video, rng: np.random.Generator) -> Asked:
     """in the third frame which digit?"""
-    digit, frame = video.needle
+    digit, frame = video.flashes[int(rng.integers(len(video.flashes)))]
     return f"in the {MOMENTS[frame]} frame which digit?", DIGITS, digit
 
 
@@ -50,5 +50,5 @@ def shape_that_changes(video: Video, rng: np.random.Generator) -> Asked:
 
 
 VIDEO_QUESTIONS = (
-    appears_first, appears_last, frame_of_needle, needle_of_frame, color_at_end, color_at_start, shape_that_changes
+    first_digit, last_digit, frame_of_digit, digit_of_frame, color_at_end, color_at_start, shape_that_changes
 )  # fmt: skip
