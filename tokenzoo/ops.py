@@ -63,9 +63,9 @@ def attention_flops(rows: int, tokens: int, heads: int, head_dim: int) -> int:
 
 
 #: Rows of the attention matrix that `pagerank` computes at once, and the attention weights it holds at a time
-#: (32 MB in float32) unless a single head has more.
-_PAGERANK_ROWS = 256
-_PAGERANK_ELEMENTS = 1 << 23
+#: (8 MB in float32) unless a single head has more.
+_PAGERANK_ROWS = 128
+_PAGERANK_ELEMENTS = 1 << 21
 
 
 def _row_blocks(tokens: int) -> list[tuple[int, int]]:
@@ -153,12 +153,15 @@ def bipartite_match(metric: Tensor, remove: int) -> Match:
     """Pair off similar tokens (ToMe's bipartite soft matching as AIM uses it, arXiv 2412.03248, section 3.2).
 
     `metric` [views, t, m]. Even positions are sources, odd ones destinations; each source takes the destination of
-    highest cosine similarity, and the `remove` (at most t // 2) most similar sources merge. Output order: the other
-    sources by descending similarity, then all destinations. Ties go to the first.
+    highest cosine similarity (in float32), and the `remove` (at most t // 2) most similar sources merge. Output order: the other
+    sources by descending similarity, then all destinations. Ties go to the first. Where `remove` <= 0 nothing moves.
     """
     views, tokens, _ = metric.shape
-    remove = max(0, min(remove, tokens // 2))
-    metric = metric / metric.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(metric.dtype).tiny)
+    remove = min(remove, tokens // 2)
+    if remove <= 0:
+        everything = torch.arange(tokens, device=metric.device).expand(views, -1)
+        return Match(everything, everything)
+    metric = torch.nn.functional.normalize(metric.float(), dim=-1)
     best, destination = torch.bmm(metric[:, ::2], metric[:, 1::2].transpose(1, 2)).max(-1)
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, alone = order[:, :remove], order[:, remove:]
@@ -177,9 +180,11 @@ def mean_by_assignment(tokens: Tensor, assignment: Tensor, count: int) -> Tensor
     """The plain mean of the tokens of each output: tokens [views, t, c], assignment [views, t] -> [views, count, c]."""
     views, _, width = tokens.shape
     flat = (assignment + count * torch.arange(views, device=tokens.device)[:, None]).flatten()
-    sums = torch.zeros(views * count, width, device=tokens.device, dtype=torch.float32)
-    sums.index_add_(0, flat, tokens.flatten(0, 1).float())
-    sizes = torch.zeros(views * count, device=tokens.device).index_add_(0, flat, torch.ones_like(flat, dtype=sums.dtype))
+    precise = torch.promote_types(tokens.dtype, torch.float32)
+    sums = torch.zeros(views * count, width, device=tokens.device, dtype=precise)
+    sums.index_add_(0, flat, tokens.flatten(0, 1).to(precise))
+    sizes = torch.zeros(views * count, device=tokens.device, dtype=precise)
+    sizes.index_add_(0, flat, torch.ones_like(flat, dtype=precise))
     return (sums / sizes[:, None]).to(tokens.dtype).view(views, count, width)
 
 
