@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ import tokenzoo
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.family import Family, find_family
 from tokenzoo.host.validation import InvalidReductionError
+from tokenzoo.pipeline import Pipeline
 from tokenzoo.plugins import load_zoo, reason
 from tokenzoo.reducer import DataDependentError, Reduction, TokenReducer
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.oracle import FullPrompt, OracleSample, Positions, full_prompt, oracle_logits
 from tokenzoo.testing.recorder import Call, watch
-from tokenzoo.trace import SampleTrace, Trace
+from tokenzoo.trace import SourceTrace, Trace
 from tokenzoo.workload import Workload
 
 #: Largest difference of two logits that count as equal, in float32.
@@ -88,7 +89,7 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
         report.findings += leftovers(case)
     report.outcome = outcome
     report.dropped = any(
-        outcome.trace.visual_tokens(i)[-1] < sum(source.source.tokens for source in sample.sources)
+        outcome.trace.visual_tokens(i)[-1] < sum(map(_offered, sample.sources))
         for i, sample in enumerate(outcome.trace.samples)
     )
     for copy, state in zip((copy for copy, _ in watched), states, strict=True):
@@ -104,6 +105,12 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
         report.findings += check_entry(case, outcome)
         report.findings += check_logits(case, outcome, reducers)
     return report
+
+
+def _offered(source: SourceTrace) -> int:
+    """Tokens that a source had before anything was reduced: before the projector there may be more."""
+    before = sum(source.source.before_projector) if source.assignment is not None else 0
+    return max(source.source.tokens, before)
 
 
 def run(case: Case, reducers: Sequence[TokenReducer], calls: list[list[Call]]) -> Outcome:
@@ -191,9 +198,7 @@ def _text(case: Case, index: int) -> list[int]:
 
 def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
     """The schedule says how many visual tokens each layer gets; the trace says how many it got."""
-    if len(reducers) > 1:
-        return
-    reducer, architecture = reducers[0], case.family.architecture(case.model)
+    pipeline, architecture = Pipeline(tuple(reducers)), case.family.architecture(case.model)
     for index, sample in enumerate(outcome.trace.samples):
         got = outcome.trace.visual_tokens(index)
         where = f"{case.where}, sample {index}"
@@ -204,12 +209,11 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             continue
         recorded = tuple((*source.view_counts, len(source.rows) - sum(source.view_counts)) for source in sample.sources)
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
-        workload = Workload(architecture, sources, text, None if reducer.fixed_schedule else recorded)
+        workload = Workload(architecture, sources, text)
         try:
-            promised = list(reducer.schedule(workload))
+            promised = _schedule(pipeline, workload, recorded)
         except DataDependentError:
-            message = "schedule() raises DataDependentError; set fixed_schedule = False, and read workload.recorded."
-            yield Finding(6, where, message)
+            yield Finding(6, where, "schedule() raises DataDependentError although workload.recorded is given.")
             return
         except Exception as error:
             yield Finding(6, where, f"schedule() raised {reason(error)}")
@@ -225,6 +229,16 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
                 where,
                 f"schedule() promises {promised[layer]} visual tokens in layer {layer}, {got[layer]} were there.",
             )
+
+
+def _schedule(pipeline: Pipeline, workload: Workload, recorded: tuple[tuple[int, ...], ...]) -> list[int]:
+    """The promise made without seeing the picture, or, where the picture decides, from what was recorded."""
+    if pipeline.fixed_schedule:
+        try:
+            return list(pipeline.schedule(workload))
+        except DataDependentError:
+            pass
+    return list(pipeline.schedule(replace(workload, recorded=recorded)))
 
 
 def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
