@@ -1,0 +1,133 @@
+"""Prefill speed of every method on a Qwen2-0.5B-shaped decoder with random weights (24 layers x 896, bfloat16).
+
+    python benchmarks/prefill.py [--visual 1568 3136] [--rounds 7] [--methods aim fastv ...]
+
+Prints, for each method: its prefill time as a ratio to `none` (the median over interleaved rounds; each ratio is taken
+within a round, so that drift of the machine hits both alike), the ratio of FLOPs under `exact`, measured speed-up over
+the speed-up the FLOPs promise, the method's own share of its time, and the peak memory beside `none`'s. "raw model" is
+the model without tokenzoo. Then PageRank alone over 9408 tokens x 28 heads: the memory it adds. Visual tokens come as
+frames of 196, each a span of its own. Nothing here is comparable between machines but the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import Qwen2Config, Qwen2Model
+
+import tokenzoo
+from tokenzoo import ops
+from tokenzoo.bench.memory import peak_bytes
+from tokenzoo.bench.timing import environment, milliseconds, watch_hooks
+from tokenzoo.cost import architecture_of, price_trace
+from tokenzoo.plugins import load_zoo
+
+TEXT, FRAME, LAYERS, HIDDEN = 64, 196, 24, 896
+CPU = torch.device("cpu")
+#: The published settings, with layers at the same depth of 24; before-projector methods have nothing to do here.
+METHODS = (
+    "none",
+    "random:retention=0.25",
+    "uniform:retention=0.25",
+    "pool:stride=2",
+    "aim:retention=0.25",
+    "fastv:K=2,R=0.5",
+    "pdrop:layer_list=[5,11,17]",
+    "vtw:K=12",
+)
+
+
+def decoder() -> Qwen2Model:
+    """Qwen2-0.5B's decoder with random weights."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=1024,
+        hidden_size=HIDDEN,
+        intermediate_size=4864,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+    )
+    return Qwen2Model(config).to(torch.bfloat16).eval()
+
+
+def measure(model: Qwen2Model, visual: int, names: list[str], rounds: int) -> Table:
+    """Time the raw model and every method in turn, `rounds` times after one warm-up."""
+    zoo, embeddings = load_zoo(), torch.randn(1, TEXT + visual, HIDDEN).to(torch.bfloat16)
+    spans = [[(TEXT // 2 + first, TEXT // 2 + first + FRAME) for first in range(0, visual, FRAME)]]
+    methods = {name: zoo.build(name) for name in names}
+
+    def prefill() -> None:
+        with torch.inference_mode():
+            model(inputs_embeds=embeddings, use_cache=True)
+
+    times: dict[str, list[float]] = {name: [] for name in ("raw model", *methods)}
+    own: dict[str, list[float]] = {name: [] for name in methods}
+    flops: dict[str, int] = {}
+    peaks: dict[str, int] = {}
+    for name, method in methods.items():
+        with tokenzoo.apply(model, method, visual=spans) as run:
+            peaks[name] = peak_bytes(prefill, CPU) or 0
+            cost = price_trace(run.trace, architecture_of(model), method, convention="exact")
+        flops[name] = cost.flops
+    for _ in range(rounds):
+        times["raw model"].append(milliseconds(prefill, CPU))
+        for name, method in methods.items():
+            watched, spent = watch_hooks(method, CPU)
+            with tokenzoo.apply(model, watched, visual=spans):
+                times[name].append(milliseconds(prefill, CPU))
+            own[name].append(sum(spent))
+    return table(visual, times, own, flops, peaks)
+
+
+def table(
+    visual: int, times: dict[str, list[float]], own: dict[str, list[float]], flops: dict[str, int], peaks: dict[str, int]
+) -> Table:
+    """One row per method; every ratio is the median of the rounds' ratios."""
+    rows = Table(title=f"{visual} visual + {TEXT} text tokens, medians of {len(times['none'])} interleaved rounds")
+    for heading in ("method", "time / none", "FLOPs / none", "speed-up / promised", "own share", "peak MB", "ms"):
+        rows.add_column(heading, justify="left" if heading == "method" else "right")
+    for name, taken in times.items():
+        ratio = statistics.median(mine / base for mine, base in zip(taken, times["none"], strict=True))
+        cells = [name, f"{ratio:.3f}"]
+        if name in flops:
+            work = flops[name] / flops["none"]
+            share = statistics.median(spent / mine for spent, mine in zip(own[name], taken, strict=True))
+            cells += [f"{work:.3f}", f"{work / ratio:.2f}", f"{share:.1%}", f"{peaks[name] / 1e6:.0f}"]
+        else:
+            cells += ["", "", "", ""]
+        rows.add_row(*cells, f"{statistics.median(taken):.0f}")
+    return rows
+
+
+def pagerank_memory(tokens: int = 9408, heads: int = 28, kv_heads: int = 4, head_dim: int = 128) -> str:
+    """Peak memory of AIM's scores at Qwen2-7B's shape, 192 frames merged to 49 tokens each."""
+    query = torch.randn(heads, tokens, head_dim).to(torch.bfloat16)
+    key = torch.randn(kv_heads, tokens, head_dim).to(torch.bfloat16)
+    added: list[int] = []
+    taken = milliseconds(
+        lambda: added.append(peak_bytes(lambda: ops.pagerank(query, key, head_dim**-0.5), CPU) or 0), CPU
+    )
+    return f"PageRank over {tokens} tokens x {heads} heads adds {added[0] / 1e9:.3f} GB at its peak ({taken / 1e3:.1f} s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--visual", type=int, nargs="+", default=[1568, 3136])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    options = parser.parse_args()
+    console, model = Console(width=120), decoder()
+    console.print(environment(model))
+    names = ["none", *[name for name in options.methods if name != "none"]]
+    for visual in options.visual:
+        console.print(measure(model, visual, names, options.rounds))
+    console.print(pagerank_memory())
+
+
+if __name__ == "__main__":
+    main()
