@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
@@ -158,17 +159,25 @@ def check_parameter_names(reducer_class: type[TokenReducer], parameters: dict[st
 
 def validate_parameters(reducer: TokenReducer) -> None:
     """Check and convert each field by its type hint (pydantic's lax mode: "14" becomes 14 for an int)."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    hints = get_type_hints(type(reducer), include_extras=True)
-    for field in fields(reducer):
-        value = getattr(reducer, field.name)
+    for name, adapter in _adapters(type(reducer)).items():
+        value = getattr(reducer, name)
         try:
-            checked = TypeAdapter(hints[field.name]).validate_python(value)
+            checked = adapter.validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise UserError(
-                f"Parameter '{field.name}' of '{reducer.name}' cannot be {value!r}: {problem}. "
+                f"Parameter '{name}' of '{reducer.name}' cannot be {value!r}: {problem}. "
                 f"Run 'tokenzoo show {reducer.name}'."
             ) from None
-        object.__setattr__(reducer, field.name, checked)
+        object.__setattr__(reducer, name, checked)
+
+
+@functools.cache
+def _adapters(reducer_class: type[TokenReducer]) -> dict[str, Any]:
+    """One pydantic adapter per field, made once: making them costs more than the checks."""
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(reducer_class, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(reducer_class)}
