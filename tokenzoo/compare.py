@@ -24,7 +24,7 @@ from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.comparison.settings import Settings
-from tokenzoo.comparison.summary import Measured, rows_of
+from tokenzoo.comparison.summary import Measured, published_of, rows_of
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.models import Checkpoint
 from tokenzoo.pipeline import Pipeline
@@ -127,14 +127,16 @@ def run_section(
     timed_task = plan.tasks[0].name
     if settings.timing:
         _time(plan, measured, timed_task, questions[timed_task][0], runner)
+    rows = rows_of(measured, plan.kind, targets)
     return Section(
         model=plan.title,
         kind=plan.kind,
         tasks=list(questions),
-        rows=rows_of(measured, plan.kind, targets, settings, runner.zoo),
+        rows=rows,
         questions=sum(len(asked) for asked in questions.values()),
         chance={task.name: task.chance for task in plan.tasks if task.chance},
         timed_on=f"Timed on one question of '{timed_task}', batch size 1." if settings.timing else "",
+        published=published_of(runner.zoo, [row.method for row in rows], plan.kind) if settings.with_published else [],
     )
 
 

@@ -43,7 +43,8 @@ def accuracy_cell(
             batch = questions[start : start + batch_size]
             for prediction in predict(checkpoint, batch, batch_size):
                 answers.append(asdict(prediction))
-            records += [(sum(run.trace.visual_tokens(i)), run.trace, i) for i in range(len(run.trace.samples))]
+            trace = run.trace
+            records += [(sum(trace.visual_tokens(i)), trace, i) for i in range(len(trace.samples))]
             if on_batch is not None:
                 on_batch(len(batch))
     architecture = architecture_of(checkpoint.model)

@@ -81,11 +81,21 @@ class Row:
     kv_bytes: float | None = None
     timing: Timing | None = None
     prices: dict[str, Price] = field(default_factory=dict)
-    published: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_baseline(self) -> bool:
         return self.method == "none"
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A row that a paper printed for one of the methods, with the settings it names: never our own measurement."""
+
+    method: str
+    row: str
+    source: str
+    architecture: str
+    accuracy: dict[str, float]
 
 
 @dataclass
@@ -99,6 +109,7 @@ class Section:
     questions: int = 0
     chance: dict[str, float] = field(default_factory=dict)
     timed_on: str = ""
+    published: list[Quoted] = field(default_factory=list)
 
     @property
     def title(self) -> str:

@@ -14,7 +14,7 @@ from tokenzoo.specification import split_methods
 
 EMBEDDED = "embedded"
 #: Questions per task of a plain run: chosen so that it ends within a minute on two cores.
-DEFAULT_LIMIT = 40
+DEFAULT_LIMIT = 30
 
 SI = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 

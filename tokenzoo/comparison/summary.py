@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,7 @@ from tokenzoo.bench.timing import Round, Timed
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.candidates import Candidate
 from tokenzoo.comparison.pricing import Target
-from tokenzoo.comparison.rows import Row, TaskScore, Timing
-from tokenzoo.comparison.settings import Settings
+from tokenzoo.comparison.rows import Quoted, Row, TaskScore, Timing
 from tokenzoo.comparison.statistics import Difference, Interval, paired_difference, spread
 from tokenzoo.errors import UserError
 from tokenzoo.plugins import Zoo
@@ -31,9 +30,7 @@ class Measured:
         return [Prediction(**answer) for answer in self.cells[task]["answers"]]
 
 
-def rows_of(
-    measured: Sequence[Measured], kind: str, targets: Sequence[Target], settings: Settings, zoo: Zoo
-) -> list[Row]:
+def rows_of(measured: Sequence[Measured], kind: str, targets: Sequence[Target]) -> list[Row]:
     """One row for each candidate, in their order; `none` is what the others are compared with."""
     none = next((one for one in measured if one.candidate.method is not None and one.candidate.method.name == "none"), None)
     rows = []
@@ -48,8 +45,6 @@ def rows_of(
             if one.timed is not None:
                 row.timing = _timing(one.timed, none.timed if none else None)
             _prices(row, one, kind, targets)
-        if settings.with_published:
-            row.published = published_of(zoo, row.method)
         rows.append(row)
     return rows
 
@@ -148,13 +143,21 @@ def _prices(row: Row, one: Measured, kind: str, targets: Sequence[Target]) -> No
             row.note = f"{row.note} No price on {target.text}: {error}".strip()
 
 
-def published_of(zoo: Zoo, method: str) -> dict[str, float]:
-    """The accuracies that papers printed for a method, from the registry: `table, benchmark` -> figure."""
-    entry = zoo.registry.methods.get(method)
-    found: dict[str, float] = {}
-    for result in entry.published if entry else []:
-        where = " ".join(str(result[key]) for key in ("model", "row", "setting") if key in result)
-        accuracies = result.get("accuracy", {})
-        if isinstance(accuracies, dict):
-            found |= {f"{benchmark} {where}".strip(): value for benchmark, value in accuracies.items()}
+def published_of(zoo: Zoo, methods: Iterable[str], kind: str) -> list[Quoted]:
+    """What papers printed for these methods on images or videos, from the registry.
+
+    An entry says so with `kind`; without it, the table's name tells (retention sweeps and the like are left out).
+    """
+    found = []
+    for method in dict.fromkeys(methods):
+        entry = zoo.registry.methods.get(method)
+        for result in entry.published if entry else []:
+            if result.get("kind", str(result.get("table", "")).split("_")[0]) == kind:
+                source = ", ".join(str(result[key]) for key in ("source", "table") if key in result)
+                found.append(
+                    Quoted(
+                        method, str(result.get("row", method)), source, str(result.get("architecture", "")),
+                        dict(result.get("accuracy", {})),
+                    )
+                )  # fmt: skip
     return found

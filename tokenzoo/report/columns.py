@@ -1,6 +1,7 @@
 """The columns of a comparison, said once: every renderer (terminal, Markdown, LaTeX, CSV, HTML) reads them from here.
 
-`origin` tells where a column's numbers come from: measured on this machine, computed exactly, or quoted from a paper.
+`origin` tells where a column's numbers come from: measured on this machine, or computed exactly. What papers printed are
+rows of their own (`Quoted`), since they were run with other settings.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenzoo.comparison.rows import Row, Section, TaskScore
+from tokenzoo.comparison.rows import Quoted, Row, Section, TaskScore
 from tokenzoo.comparison.statistics import Spread
 from tokenzoo.report.numbers import MISSING, binary_bytes, percent, si
 
-Origin = Literal["", "measured", "computed", "quoted"]
+Origin = Literal["measured", "computed"]
 #: Stands behind a ratio where a method is slower than `none`.
 SLOWER = "!"
 
@@ -66,14 +67,8 @@ def price_columns(section: Section) -> list[Column]:
     return columns
 
 
-def published_columns(section: Section) -> list[Column]:
-    """Accuracies that papers printed."""
-    names = {name: None for row in section.rows for name in row.published}
-    return [published_column(name) for name in names]
-
-
 #: What stands together in one table where a line is 100 characters.
-COLUMN_GROUPS = (summary_columns, task_columns, detail_columns, price_columns, published_columns)
+COLUMN_GROUPS = (summary_columns, task_columns, detail_columns, price_columns)
 
 
 def all_columns(section: Section) -> list[Column]:
@@ -83,7 +78,7 @@ def all_columns(section: Section) -> list[Column]:
         for group in COLUMN_GROUPS
         for column in group(section)
     ]
-    return sorted(columns, key=lambda column: ("measured", "computed", "quoted").index(column.origin))
+    return sorted(columns, key=lambda column: ("measured", "computed").index(column.origin))
 
 
 def ranking(column: Column, rows: Sequence[Row]) -> dict[int, Literal["best", "second"]]:
@@ -290,11 +285,11 @@ def price_kv_column(target: str) -> Column:
     return _number_column(target, "KV cache", "computed", f"{target} kv_bytes", get, binary_bytes)
 
 
-def published_column(name: str) -> Column:
-    def get(row: Row) -> float | None:
-        return row.published.get(name)
+def benchmarks(quoted: Sequence[Quoted]) -> list[str]:
+    """The benchmarks that quoted rows report, in order of appearance."""
+    return list(dict.fromkeys(name for row in quoted for name in row.accuracy))
 
-    return Column(
-        name, "published", "quoted", lambda row: MISSING if get(row) is None else f"{get(row):g}", get, "higher",
-        lambda row: {f"published {name}": get(row)},
-    )  # fmt: skip
+
+def quoted_cells(row: Quoted, names: Sequence[str]) -> list[str]:
+    """A quoted row's accuracies on these benchmarks as text."""
+    return [f"{row.accuracy[name]:g}" if name in row.accuracy else MISSING for name in names]

@@ -22,6 +22,10 @@ def comparison_csv(comparison: Comparison) -> str:
             for column in all_columns(section):
                 line |= column.numbers(row) if column.numbers else {}
             lines.append(line)
+        for quoted in section.published:
+            line = {"model": quoted.architecture, "input": section.kind, "method": quoted.method, "label": quoted.row}
+            accuracy = {f"published {name}": value for name, value in quoted.accuracy.items()}
+            lines.append(line | {"status": "quoted", "note": quoted.source} | accuracy)
     names = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")

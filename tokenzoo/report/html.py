@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
 from tokenzoo.report import plots
-from tokenzoo.report.columns import SLOWER, Column, all_columns, ranking
+from tokenzoo.report.columns import SLOWER, Column, all_columns, benchmarks, quoted_cells, ranking
 from tokenzoo.report.table import subtitle
 
 TEMPLATE = """<!DOCTYPE html>
@@ -64,6 +64,11 @@ the ratios within a round.</p>
 {% else %}{% for text, rank in row.cells %}<td class="{{ rank }}">{{ text }}</td>{% endfor %}{% endif %}</tr>
 {% endfor %}
 </tbody></table></div>
+{% if section.published %}<div class="wide"><table>
+<thead><tr><th></th><th></th><th colspan="{{ section.benchmarks | length }}" class="quoted">quoted</th></tr>
+<tr><th>Printed row</th><th>Source</th>{% for name in section.benchmarks %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for cells in section.published %}<tr>{% for text in cells %}<td>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% endif %}
 {% for note in section.notes %}<p class="note">{{ note }}</p>{% endfor %}
 <div class="plots">{% for plot in section.plots %}{{ plot }}{% endfor %}</div>
 {% endfor %}
@@ -94,6 +99,11 @@ def _section(section: Section) -> dict:
         "groups": [(origin, len(list(group))) for origin, group in groupby(columns, key=lambda column: column.origin)],
         "columns": columns,
         "rows": [_row(index, row, columns, ranks) for index, row in enumerate(rows)],
+        "benchmarks": benchmarks(section.published),
+        "published": [
+            [f"{row.method}: {row.row} ({row.architecture})", row.source, *quoted_cells(row, benchmarks(section.published))]
+            for row in section.published
+        ],
         "notes": [f"{row.label}: {row.note}" for row in rows if row.status == "ok" and row.note],
         "plots": [Markup(plots.svg(plot(section))) for plot in (plots.pareto, plots.tokens_per_layer)],
     }

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from tokenzoo.comparison.rows import Comparison, Section
-from tokenzoo.report.columns import Column, all_columns, ranking
+from tokenzoo.report.columns import Column, all_columns, benchmarks, quoted_cells, ranking
 
 PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
-ORIGINS = {"measured": "Measured", "computed": "Computed", "quoted": "Quoted"}
+ORIGINS = {"measured": "Measured", "computed": "Computed"}
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--",
@@ -20,7 +20,12 @@ SPECIAL = {
 def latex(comparison: Comparison) -> str:
     r"""One `table*` for each section, to be \input into a paper that loads booktabs and graphicx."""
     head = "% Made by tokenzoo. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-    return head + "\n".join(_table(section, comparison) for section in comparison.sections)
+    tables = []
+    for section in comparison.sections:
+        tables.append(_table(section, comparison))
+        if section.published:
+            tables.append(_quoted(section))
+    return head + "\n".join(tables)
 
 
 def document(comparison: Comparison) -> str:
@@ -50,6 +55,27 @@ def _table(section: Section, comparison: Comparison) -> str:
         lines.append(" & ".join([rf"\texttt{{{escape(row.label)}}}", *cells]) + r" \\")
         if row.is_baseline:
             lines.append(r"\midrule")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
+
+
+def _quoted(section: Section) -> str:
+    names = benchmarks(section.published)
+    sources = "; ".join(dict.fromkeys(row.source for row in section.published))
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{escape(section.title)}: quoted from {escape(sources)}.}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
+        r"\toprule",
+        rf"& & \multicolumn{{{len(names)}}}{{c}}{{Quoted}} \\",
+        rf"\cmidrule(lr){{3-{len(names) + 2}}}",
+        " & ".join(["Method", "Printed row", *map(escape, names)]) + r" \\",
+        r"\midrule",
+    ]
+    for row in section.published:
+        cells = [escape(row.method), escape(f"{row.row} ({row.architecture})"), *map(escape, quoted_cells(row, names))]
+        lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
 
 

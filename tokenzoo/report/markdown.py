@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
-from tokenzoo.report.columns import COLUMN_GROUPS, Column, ranking
+from tokenzoo.report.columns import COLUMN_GROUPS, Column, benchmarks, quoted_cells, ranking
 from tokenzoo.report.table import subtitle
 
 MARKS = {"best": "**{}**", "second": "<u>{}</u>"}
@@ -19,6 +19,8 @@ def markdown(comparison: Comparison) -> str:
         for columns in (group(section) for group in COLUMN_GROUPS):
             if columns:
                 parts.append(rows_markdown(columns, section.rows))
+        if section.published:
+            parts.append(quoted_markdown(section))
         parts += _notes(section)
     return "\n\n".join([*parts, _footer(comparison)]) + "\n"
 
@@ -37,6 +39,15 @@ def rows_markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
                 for column, rank in zip(columns, ranks, strict=True)
             ]
         lines.append(_line([f"`{row.label}`", *cells]))
+    return "\n".join(lines)
+
+
+def quoted_markdown(section: Section) -> str:
+    """What papers printed for these methods."""
+    names = benchmarks(section.published)
+    lines = [_line(["Printed row<br>*quoted*", "Source", *names]), _line(["---", "---", *("---:" for _ in names)])]
+    for row in section.published:
+        lines.append(_line([f"{row.method}: {row.row} ({row.architecture})", row.source, *quoted_cells(row, names)]))
     return "\n".join(lines)
 
 

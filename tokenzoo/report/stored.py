@@ -18,7 +18,7 @@ from tokenzoo.store import Cell
 
 
 #: Left out of the table on the terminal; CSV has them.
-HIDDEN = ("low", "high", "seed", "tokenzoo", "torch", "transformers")
+HIDDEN = ("low", "high", "seed", "tokenzoo", "torch", "transformers", "rounds", "machine")
 
 
 def lines_of(cell: Cell) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def cells_table(cells: Sequence[Cell]) -> Table:
     lines = [line for cell in cells for line in lines_of(cell)]
     shown = [name for name in (lines[0] if lines else {}) if name not in HIDDEN]
     for name in shown:
-        wide = name in ("model", "method", "machine")
+        wide = name in ("model", "method")
         numeric = not isinstance(lines[0][name], str)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not wide)
     for line in lines:

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
-from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, Column, ranking
+from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, Column, benchmarks, quoted_cells, ranking
 
-COLORS = {"measured": "green", "computed": "cyan", "quoted": "magenta", "": ""}
+COLORS = {"measured": "green", "computed": "cyan", "quoted": "magenta"}
 STYLES = {"best": "bold", "second": "underline"}
 
 
@@ -28,6 +28,8 @@ def section_tables(section: Section) -> RenderableType:
     for columns in (group(section) for group in COLUMN_GROUPS):
         if columns:
             parts.append(rows_table(columns, section.rows))
+    if section.published:
+        parts.append(quoted_table(section))
     parts += [
         Text(f"{SLOWER} {row.label} is slower than none ({row.timing.prefill_ratio.median:.2f} times its prefill).", style="red")
         for row in section.rows
@@ -62,6 +64,19 @@ def rows_table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
         else:
             cells = [Text(row.status if not place else "", style="red") for place in range(len(columns))]
         table.add_row(Text(row.label), *cells)
+    return table
+
+
+def quoted_table(section: Section) -> Table:
+    """What papers printed for these methods."""
+    names = benchmarks(section.published)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="", collapse_padding=True)
+    table.add_column(Text("Printed row\n").append("quoted", style=COLORS["quoted"]), overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in section.published:
+        table.add_row(f"{row.method}: {row.row} ({row.architecture})", *quoted_cells(row, names))
+    table.caption = "From " + "; ".join(dict.fromkeys(row.source for row in section.published))
     return table
 
 

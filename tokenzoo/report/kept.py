@@ -1,0 +1,145 @@
+"""Pictures of what a method kept: each view of an image or video, stage of layers by stage, dropped patches greyed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenzoo.trace import SampleTrace, SourceTrace, Trace
+
+#: More stages than this are thinned out; the first and the last are always drawn.
+MOST_STAGES = 6
+
+
+@dataclass(frozen=True)
+class StagePicture:
+    """The decoder layers `first` to `last`: how many tokens of the source are there, and which patches live on in them.
+
+    `views` holds a bool array [height, width] for each view.
+    """
+
+    first: int
+    last: int
+    tokens: int
+    views: list[np.ndarray]
+
+    @property
+    def title(self) -> str:
+        layers = f"layer {self.first}" if self.first == self.last else f"layers {self.first}–{self.last}"
+        return f"{layers}: {self.tokens} tokens"
+
+
+def patch_rows(source: SourceTrace) -> np.ndarray:
+    """For each patch (views one after another) the LLM row it went into, -1 where it was dropped before the LLM."""
+    rows = np.asarray(source.rows, dtype=int)
+    if source.assignment is not None:
+        assignment = np.asarray(source.assignment, dtype=int)
+        return np.where(assignment >= 0, rows[np.maximum(assignment, 0)] if len(rows) else -1, -1)
+    return rows[_content(source)]
+
+
+def _content(source: SourceTrace) -> np.ndarray:
+    """Which tokens of an unreduced source are patches: newlines end the rows of the last view, or the whole source."""
+    patches = [height * width for height, width in source.grids]
+    if not source.source.structural:
+        return np.arange(sum(patches))
+    height, width = source.grids[-1]
+    start = sum(patches[:-1])
+    if source.source.structural == height:
+        last = (np.arange(height)[:, None] * (width + 1) + np.arange(width)).reshape(-1)
+        return np.concatenate([np.arange(start), start + last])
+    return np.arange(sum(patches))
+
+
+def stage_pictures(trace: Trace, sample: int = 0, source: int = 0) -> list[StagePicture]:
+    """What is left of a source in each stage of layers."""
+    recorded = trace.samples[sample]
+    seen = recorded.sources[source]
+    rows = patch_rows(seen)
+    stages = _stages(recorded, trace.layers)
+    pictures = []
+    for (first, present), last in zip(stages, [stage[0] - 1 for stage in stages[1:]] + [trace.layers - 1], strict=True):
+        alive = np.isin(rows, present) & (rows >= 0)
+        tokens = len(set(seen.rows) & set(present))
+        pictures.append(StagePicture(first, last, tokens, split_views(alive, seen.grids)))
+    return pictures
+
+
+def _stages(recorded: SampleTrace, layers: int) -> list[tuple[int, list[int]]]:
+    """The stages in layer order; of several that begin at one layer, the last."""
+    return sorted((first, rows) for first, rows in dict(recorded.stages).items() if first < layers)
+
+
+def split_views(values: np.ndarray, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Values of all patches as one array [height, width] per view."""
+    ends = np.cumsum([height * width for height, width in grids])[:-1]
+    return [part.reshape(grid) for part, grid in zip(np.split(values, ends), grids, strict=True)]
+
+
+def thinned(pictures: Sequence[StagePicture], most: int = MOST_STAGES) -> list[StagePicture]:
+    """At most `most` stages, evenly spread, the first and the last among them."""
+    if len(pictures) <= most:
+        return list(pictures)
+    return [pictures[index] for index in np.linspace(0, len(pictures) - 1, most).round().astype(int)]
+
+
+def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
+    """Draw the stages of the first source over its views (pictures of any size, one per view of the trace).
+
+    Patches whose token is gone are greyed; lines part patches that went into different tokens, so what was merged
+    stands without lines.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pictures = thinned(stage_pictures(trace))
+    source = trace.samples[0].sources[0]
+    groups = split_views(patch_rows(source), source.grids)
+    merged = len(np.unique(patch_rows(source))) < sum(height * width for height, width in source.grids)
+    view_name = "frame" if source.source.kind == "video" else "view"
+    one_view = len(source.grids) == 1
+    rows, columns = (1, len(pictures)) if one_view else (len(pictures), len(source.grids))
+    size = 2.4 if one_view else 1.5
+    figure = Figure(figsize=(max(4.0, columns * size), rows * (size + 0.3) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for index, stage in enumerate(pictures):
+        for view, (alive, group) in enumerate(zip(stage.views, groups, strict=True)):
+            place = axes[0][index] if one_view else axes[index][view]
+            place.imshow(greyed(views[view], alive))
+            if merged:
+                _lines(place, np.where(alive, group, -1), np.asarray(views[view]).shape)
+            place.set_xticks([])
+            place.set_yticks([])
+            place.spines[:].set_visible(False)
+            if one_view:
+                place.set_title(stage.title, fontsize=8)
+            elif view == 0:
+                place.set_ylabel(stage.title.replace(": ", ":\n"), fontsize=8)
+            if not one_view and index == 0:
+                place.set_title(f"{view_name} {view}", fontsize=8)
+    return figure
+
+
+def greyed(picture: Any, alive: np.ndarray) -> np.ndarray:
+    """The picture [height, width, 3] in 0..1 with the patches that are not alive faded to light grey."""
+    pixels = np.asarray(picture, dtype=float)[..., :3] / 255
+    height, width = pixels.shape[:2]
+    y = np.arange(height) * alive.shape[0] // height
+    x = np.arange(width) * alive.shape[1] // width
+    mask = alive[y][:, x][..., None]
+    grey = 0.82 + 0.12 * (pixels.mean(-1, keepdims=True) - 0.5)
+    return np.where(mask, pixels, grey)
+
+
+def _lines(axes: Any, group: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Thin lines where neighbouring living patches belong to different tokens."""
+    height, width = shape[0] / group.shape[0], shape[1] / group.shape[1]
+    for y, x in zip(*np.nonzero((group[:, 1:] != group[:, :-1]) & (group[:, 1:] >= 0) & (group[:, :-1] >= 0)), strict=True):
+        axes.plot([(x + 1) * width - 0.5] * 2, [y * height - 0.5, (y + 1) * height - 0.5], color="white", linewidth=0.5)
+    for y, x in zip(*np.nonzero((group[1:] != group[:-1]) & (group[1:] >= 0) & (group[:-1] >= 0)), strict=True):
+        axes.plot([x * width - 0.5, (x + 1) * width - 0.5], [(y + 1) * height - 0.5] * 2, color="white", linewidth=0.5)
