@@ -47,10 +47,10 @@ class FastV(TokenReducer):
         return round((1 - self.R) * entered) if self.rank is None else self.rank
 
     def layers(self, num_layers: int) -> Sequence[int]:
-        return (self.K - 1,) if self.K < num_layers else ()
+        return (self.K - 1,) if num_layers > self.K else ()
 
     def check_model(self, family: Any, architecture: Any) -> None:
-        if self.K > architecture.layers:
+        if architecture.layers < self.K:
             raise UserError(f"FastV's K={self.K} exceeds the {architecture.layers} layers of {architecture.name}.")
 
     def schedule(self, workload: Workload) -> list[int]:

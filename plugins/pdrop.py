@@ -92,7 +92,9 @@ class PyramidDrop(TokenReducer):
     def at_retention(self, retention: float) -> PyramidDrop:
         """Ratios x, x², x³ such that four equally long stages keep `retention` of the tokens on average."""
         if retention < 0.25:
-            raise UnreachableError(f"'pdrop' sees all tokens in its first quarter: below 0.25 is out of reach, {retention} asked.")
+            raise UnreachableError(
+                f"'pdrop' sees all tokens in a quarter of its layers, so a mean of {retention} is out of reach."
+            )
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: keep the tokens CLS attends to, merge the rest into them (Shang et al., ICCV 2025, arXiv 2403.15388)."""
+"""LLaVA-PruMerge: keep what CLS attends to, merge the rest into it (Shang et al., ICCV 2025, arXiv 2403.15388)."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from tokenzoo_plugins.prumerge import PruMerge, outlier_share
+
 from tokenzoo import ops
 from tokenzoo.lazy import torch
-from tokenzoo_plugins.prumerge import PruMerge, outlier_share
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -46,7 +46,7 @@ class VisualTokensWithdrawal(TokenReducer):
         return (first - 1,) if first < num_layers else ()
 
     def check_model(self, family: Any, architecture: Any) -> None:
-        if self.K is not None and self.K > architecture.layers:
+        if self.K is not None and architecture.layers < self.K:
             raise UserError(f"VTW's K={self.K} exceeds the {architecture.layers} layers of {architecture.name}.")
 
     def schedule(self, workload: Workload) -> list[int]:
@@ -56,7 +56,7 @@ class VisualTokensWithdrawal(TokenReducer):
 
 
 def find_k(
-    model: torch.nn.Module,
+    model: Any,
     batches: Iterable[Mapping[str, Any]],
     eta: float = 0.003,
     first: int = 5,
@@ -88,6 +88,6 @@ def find_k(
     )
 
 
-def _last_log_probabilities(model: torch.nn.Module, call: dict[str, Any]) -> torch.Tensor:
+def _last_log_probabilities(model: Any, call: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         return model(**call).logits[:, -1].float().log_softmax(-1)

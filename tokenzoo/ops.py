@@ -153,8 +153,9 @@ def bipartite_match(metric: Tensor, remove: int) -> Match:
     """Pair off similar tokens (ToMe's bipartite soft matching as AIM uses it, arXiv 2412.03248, section 3.2).
 
     `metric` [views, t, m]. Even positions are sources, odd ones destinations; each source takes the destination of
-    highest cosine similarity (in float32), and the `remove` (at most t // 2) most similar sources merge. Output order: the other
-    sources by descending similarity, then all destinations. Ties go to the first. Where `remove` <= 0 nothing moves.
+    highest cosine similarity (in float32), and the `remove` (at most t // 2) most similar sources merge. Output
+    order: the other sources by descending similarity, then all destinations. Ties go to the first. Where `remove`
+    <= 0 nothing moves.
     """
     views, tokens, _ = metric.shape
     remove = min(remove, tokens // 2)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-
-import tokenzoo
-from tokenzoo import ops
-from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo_plugins.aim import AIM
 from tokenzoo_plugins.fastv import FastV
 from tokenzoo_plugins.pdrop import PyramidDrop
 from tokenzoo_plugins.prumerge import PruMerge, encoder_attention, outlier_share
 from tokenzoo_plugins.prumerge_plus import PruMergePlus
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal, find_k
+
+import tokenzoo
+from tokenzoo import ops
+from tokenzoo.host.events import DecoderLayer, VisualTokens
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TESTED: set[str] = set()
@@ -155,7 +155,7 @@ def test_aim_left_padding_is_no_nan(name: str) -> None:
     real = int((logits[0, -1] > -1e30).nonzero()[0])
     unpadded = logits[:, real:, real:]
     scores = ops.pagerank(unpadded, torch.eye(unpadded.shape[-1]).expand(len(logits), -1, -1), 1.0)
-    assert scores.isfinite().all() and 0 < real and len(scores) == 12 - real
+    assert scores.isfinite().all() and real > 0 and len(scores) == 12 - real
 
 
 def run_aim(name: str) -> tuple[Any, Any, dict[str, Any], dict[int, torch.Tensor]]:
@@ -213,7 +213,10 @@ def masked_like_released(name: str, votes: bool) -> list[list[int]]:
         mask = torch.ones(total, total).tril().bool() & (shown | torch.eye(total).bool())
         states = layer.input_layernorm(hidden)
         attention = layer.self_attn
-        heads = [p(states)[0].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in (attention.q_proj, attention.k_proj)]
+        heads = [
+            p(states)[0].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+            for p in (attention.q_proj, attention.k_proj)
+        ]
         query, key = (x * cos[0] + torch.cat([-x.chunk(2, -1)[1], x.chunk(2, -1)[0]], -1) * sin[0] for x in heads)
         key = key.repeat_interleave(len(query) // len(key), 0)
         if index in kept and kept[index] < int(shown[start:end].sum()):
@@ -293,9 +296,12 @@ def test_fastv(name: str) -> None:
         def tokenzoo_after_layer(self, layer: DecoderLayer) -> None:
             rows.append(layer.hidden_states)
 
-    with torch.no_grad(), tokenzoo.apply(
-        model, FastV(K=layer, rank=int(arrays["rank"])), visual=span(arrays), observers=[Watch()]
-    ) as run:
+    with (
+        torch.no_grad(),
+        tokenzoo.apply(
+            model, FastV(K=layer, rank=int(arrays["rank"])), visual=span(arrays), observers=[Watch()]
+        ) as run,
+    ):
         hidden = model(inputs_embeds=arrays["inputs_embeds"]).last_hidden_state
     assert run.trace.samples[0].rows(layer) == arrays["kept_inplace"].tolist() == arrays["kept_mask"].tolist()
     assert close(rows[0][None], arrays["hidden_into_layer_K"]) and close(hidden, arrays["last_hidden_inplace"])
@@ -398,7 +404,9 @@ def test_prumerge_without_cls(name: str) -> None:
     attention = encoder_attention(query[0], arrays["k"][0], has_cls=False)
     assert close(attention, arrays["attn"][0])
     assert PruMerge().pick(attention, None).tolist() == arrays["idx"][0].tolist()
-    assert close(PruMerge().before_projector(visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0])
+    assert close(
+        PruMerge().before_projector(visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in cases("prumergeplus_*") if name.endswith("fixed8")])
