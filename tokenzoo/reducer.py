@@ -56,7 +56,8 @@ class TokenReducer:
 
     name: ClassVar[str] = ""
     #: Position ids after a reduction before the LLM, and after one inside it. "keep": each token keeps the position
-    #: it had in the full prompt. "renumber": 0..n-1. Models with M-RoPE always keep. (A property, where a parameter decides.)
+    #: it had in the full prompt. "renumber": 0..n-1. Models with M-RoPE always keep.
+    #: (Make it a property where a parameter decides.)
     entry_positions: ClassVar[PositionPolicy] = "renumber"
     layer_positions: ClassVar[PositionPolicy] = "keep"
     #: False where a schedule needs to see the picture (`schedule` then raises DataDependentError).

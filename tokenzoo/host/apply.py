@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.hookspecs import PROJECT, RunHooks, hookimpl
 from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import find_family
 from tokenzoo.host.prompt import Span
 from tokenzoo.host.run import Run
-from tokenzoo.hookspecs import PROJECT, RunHooks, hookimpl
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.reducer import TokenReducer
 

@@ -148,3 +148,28 @@ def _piece_of(source: PlacedSource, embeddings: torch.Tensor) -> _Piece:
     ends = source.columns[structural]
     place = torch.cat([columns, ends]) if raster else source.columns[:1].expand(len(columns) + len(ends))
     return _Piece(torch.cat([columns, ends]), torch.cat([tokens.features, embeddings[structural]]), place)
+
+
+def entry_positions(entry: Entry, given: torch.Tensor | None, keep: bool) -> torch.Tensor:
+    """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input.
+
+    `given` are the full prompt's (None: 0, 1, ...). With `keep` each row has that of the column it stands at, else
+    they are renumbered from the sample's first. Sets `entry.next_position` [axes, batch], the first generated token's.
+    """
+    device = entry.samples[0].columns.device
+    if given is None:
+        given = torch.arange(entry.full.length, device=device)[None]
+    axes = (given if given.ndim == 3 else given[None]).expand(-1, len(entry.samples), -1)
+    if keep:
+        kept = [axes[:, i, sample.columns] for i, sample in enumerate(entry.samples)]
+        entry.next_position = torch.stack([axes[:, i].amax(1) + 1 for i in range(len(entry.samples))], dim=1)
+    else:
+        kept = [
+            axes[:, i, sample.columns[:1]] + torch.arange(len(sample.columns), device=device)
+            for i, sample in enumerate(entry.samples)
+        ]
+        entry.next_position = torch.stack([positions[:, -1] + 1 for positions in kept], dim=1)
+    padded = entry.layout.pad([positions.T for positions in kept]).permute(2, 0, 1)
+    if len(padded) == 4:  # the first axis only tells packed sequences apart: it must stay gapless
+        padded[0] = torch.arange(entry.layout.length, device=device)
+    return padded if given.ndim == 3 else padded[0]

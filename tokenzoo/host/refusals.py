@@ -64,7 +64,7 @@ def check_input_ids(input_ids: Any) -> None:
         )
 
 
-def check_decoding(call: dict[str, Any], entry: Entry | None, decoder: nn.Module) -> None:
+def check_decoding(call: dict[str, Any], entry: Entry | None) -> None:
     """Each call after the prefill brings one token, and continues that prefill's cache."""
     given = call.get("inputs_embeds")
     queries = (given if given is not None else call["input_ids"]).shape[1]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.batch import Layout
-from tokenzoo.host.entry import Entry, reduce_entry, unreduced_entry
+from tokenzoo.host.decoding import DecodingStep
+from tokenzoo.host.entry import Entry, entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import Family
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
@@ -43,7 +43,7 @@ class Run:
         self.entry: Entry | None = None
         self.stages: list[Stage] = []
         self.prefilling = False
-        self.generated = 0
+        self.step: DecodingStep | None = None
         layers = len(self.decoder.layers)
         self.acting = sorted({i for r in reducers if r.implements("after_layer") for i in r.layers(layers)})
         self.reduces_entry = any(r.implements("pre_llm") or r.implements("before_projector") for r in reducers)
@@ -138,7 +138,7 @@ class Run:
         prompt = self.prompt = self._find_visual_tokens(batch, length, embeddings.device)
         mask = call.get("attention_mask")
         full = Layout.from_mask(mask if mask is not None and mask.ndim == 2 else None, batch, length)
-        self.generated, self.prefilling = 0, True
+        self.prefilling = True
         rows: list[torch.Tensor] = []
         if self.reduces_entry:
             self.entry, rows = reduce_entry(prompt, full, embeddings, self._pre_llm)
@@ -148,7 +148,7 @@ class Run:
         if not self.entry.reduced:
             return changed
         changed["inputs_embeds"] = self.entry.layout.pad(rows)
-        changed["position_ids"] = self._entry_positions(call.get("position_ids"), embeddings.device)
+        changed["position_ids"] = entry_positions(self.entry, call.get("position_ids"), self.keeps_entry)
         padded = self.entry.layout.padded
         changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if padded or mask is not None else None
         return changed
@@ -165,65 +165,13 @@ class Run:
                 sources += place(encoded, self.input_ids == self.family.token_id(self.model, kind), kind)
         return Prompt(sources)
 
-    def _entry_positions(self, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input."""
-        assert self.entry is not None
-        entry = self.entry
-        if given is None:
-            given = torch.arange(entry.full.length, device=device)[None]
-        axes = given if given.ndim == 3 else given[None]
-        axes = axes.expand(-1, len(entry.samples), -1)
-        kept = [axes[:, i, sample.columns] for i, sample in enumerate(entry.samples)]
-        if not self.keeps_entry:
-            kept = [
-                axes[:, i, sample.columns[:1]] + torch.arange(len(sample.columns), device=device)
-                for i, sample in enumerate(entry.samples)
-            ]
-            entry.next_position = torch.stack([positions[:, -1] + 1 for positions in kept], dim=1)
-        else:
-            entry.next_position = torch.stack([axes[:, i].amax(1) + 1 for i in range(len(entry.samples))], dim=1)
-        padded = entry.layout.pad([positions.T for positions in kept]).permute(2, 0, 1)
-        if len(padded) == 4:  # the first axis only tells packed sequences apart: it must stay gapless
-            padded[0] = torch.arange(entry.layout.length, device=device)
-        return padded if given.ndim == 3 else padded[0]
-
-    # --- decoding -----------------------------------------------------------------------------------------------
-
     def _decode(self, call: dict[str, Any]) -> dict[str, Any]:
         if not self.reduces:
             return {}
-        check_decoding(call, self.entry, self.decoder)
+        check_decoding(call, self.entry)
         assert self.entry is not None
-        entry = self.entry
-        self.generated = call["past_key_values"].get_seq_length() - entry.layout.length
-        self._decode_mask = call.get("attention_mask")
-        if not entry.reduced:
-            return {}
-        assert entry.next_position is not None
-        embeddings = call.get("inputs_embeds")
-        device = (embeddings if embeddings is not None else call["input_ids"]).device
-        position = (entry.next_position + self.generated)[..., None]
-        given = call.get("position_ids")
-        if self.mrope:
-            position = position[-3:].expand(3, -1, -1)
-            if given is not None and given.ndim == 3 and len(given) == 4:
-                position = torch.cat([given[:1], position])
-        else:
-            position = position[0]
-        changed: dict[str, Any] = {"position_ids": position}
-        if self._decode_mask is not None or entry.layout.padded:
-            changed["attention_mask"] = self._columns_mask(entry.layout, device)
-        return changed
-
-    def _columns_mask(self, layout: Layout, device: torch.device) -> torch.Tensor:
-        """Which columns of a layer's cache, and of what was generated since, hold tokens."""
-        assert self.entry is not None
-        prompt = layout.mask(device)
-        if self._decode_mask is None:
-            since = prompt.new_ones(len(prompt), self.generated + 1)
-        else:
-            since = self._decode_mask[:, self.entry.full.length :].bool()
-        return torch.cat([prompt, since], dim=1)
+        self.step = DecodingStep(self.decoder, self.entry, call, self.mrope)
+        return self.step.decoder_inputs()
 
     # --- decoder layers -----------------------------------------------------------------------------------------
 
@@ -235,7 +183,11 @@ class Run:
             changed = {}
             hidden = args[0] if args else kwargs["hidden_states"]
             if stage.first_layer > 0:
-                changed = self._prefill_inputs(stage) if self.prefilling else self._decode_inputs(stage, kwargs, hidden)
+                if self.prefilling:
+                    changed = stage.prefill_inputs()
+                else:
+                    assert self.step is not None
+                    changed = self.step.layer_inputs(stage, hidden)
             if reduction is not None and self.prefilling:
                 reduction.inputs, reduction.call = hidden, {**kwargs, **changed}
             return (args, {**kwargs, **changed}) if changed else None
@@ -244,31 +196,6 @@ class Run:
 
     def _stage_of(self, index: int) -> Stage:
         return next(stage for stage in reversed(self.stages) if stage.first_layer <= index)
-
-    def _prefill_inputs(self, stage: Stage) -> dict[str, Any]:
-        return {
-            "attention_mask": stage.mask,
-            "position_embeddings": stage.position_embeddings,
-            "position_ids": None,
-        }
-
-    def _decode_inputs(self, stage: Stage, kwargs: dict[str, Any], hidden: torch.Tensor) -> dict[str, Any]:
-        """A generated token's inputs to the layers of one stage, made once per step."""
-        if stage.decoding.get("step") != self.generated:
-            inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
-            if stage.layout.padded:
-                inputs["attention_mask"] = create_causal_mask(
-                    config=self.decoder.config,
-                    inputs_embeds=hidden,
-                    attention_mask=self._columns_mask(stage.layout, hidden.device),
-                    past_key_values=kwargs["past_key_values"],
-                    layer_idx=stage.first_layer,
-                )
-            if stage.next_position is not None:
-                position = (stage.next_position + self.generated)[:, None]
-                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position)
-            stage.decoding = {"step": self.generated, "inputs": inputs}
-        return stage.decoding["inputs"]
 
     def _after(self, reduction: LayerReduction) -> Callable[..., Any]:
         """Ask the methods after a layer of the prefill, and drop what they drop."""

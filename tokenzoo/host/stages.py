@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,10 @@ class Stage:
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: torch.Tensor | None = None
     next_position: torch.Tensor | None = None
-    decoding: dict[str, Any] = field(default_factory=dict)
+
+    def prefill_inputs(self) -> dict[str, Any]:
+        """What to change of the arguments of a layer in this stage during the prefill."""
+        return {"attention_mask": self.mask, "position_embeddings": self.position_embeddings, "position_ids": None}
 
     @classmethod
     def of_entry(cls, entry: Entry) -> Stage:
