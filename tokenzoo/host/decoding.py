@@ -1,0 +1,71 @@
+"""Decoding after a reduction: each layer's cache has its own length, so each layer needs its own mask and position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_causal_mask
+
+from tokenzoo.host.batch import Layout
+from tokenzoo.host.entry import Entry
+from tokenzoo.host.stages import Stage
+
+
+class DecodingStep:
+    """One generated token on its way through the decoder; `generated` tokens are in the cache since the prefill."""
+
+    def __init__(self, decoder: nn.Module, entry: Entry, call: dict[str, Any], mrope: bool) -> None:
+        self.decoder, self.entry, self.mrope = decoder, entry, mrope
+        self.cache, self.mask, self.given = call["past_key_values"], call.get("attention_mask"), call
+        self.generated = self.cache.get_seq_length() - entry.layout.length
+        self.inputs: dict[int, dict[str, Any]] = {}
+
+    def decoder_inputs(self) -> dict[str, Any]:
+        """What to change of the decoder's arguments: after a reduction before the LLM, positions and the 2-D mask.
+
+        Positions are set from what the prefill left, so a hand-written loop need not pass any.
+        """
+        if not self.entry.reduced:
+            return {}
+        assert self.entry.next_position is not None
+        position = (self.entry.next_position + self.generated)[..., None]
+        given = self.given.get("position_ids")
+        if self.mrope:
+            position = position[-3:].expand(3, -1, -1)
+            if given is not None and given.ndim == 3 and len(given) == 4:
+                position = torch.cat([given[:1], position])
+        else:
+            position = position[0]
+        changed: dict[str, Any] = {"position_ids": position}
+        if self.mask is not None or self.entry.layout.padded:
+            changed["attention_mask"] = self._columns(self.entry.layout, position.device)
+        return changed
+
+    def _columns(self, layout: Layout, device: torch.device) -> torch.Tensor:
+        """Which columns of a layer's cache, and of what was generated since, hold tokens: bool [batch, columns]."""
+        prompt = layout.mask(device)
+        if self.mask is None:
+            since = prompt.new_ones(len(prompt), self.generated + 1)
+        else:
+            since = self.mask[:, self.entry.full.length :].bool()
+        return torch.cat([prompt, since], dim=1)
+
+    def layer_inputs(self, stage: Stage, hidden: torch.Tensor) -> dict[str, Any]:
+        """What to change of the arguments of a layer in `stage`; made once per stage."""
+        if stage.first_layer not in self.inputs:
+            inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
+            if stage.layout.padded:
+                inputs["attention_mask"] = create_causal_mask(
+                    config=self.decoder.config,
+                    inputs_embeds=hidden,
+                    attention_mask=self._columns(stage.layout, hidden.device),
+                    past_key_values=self.cache,
+                    layer_idx=stage.first_layer,
+                )
+            if stage.next_position is not None:
+                position = (stage.next_position + self.generated)[:, None]
+                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position)
+            self.inputs[stage.first_layer] = inputs
+        return self.inputs[stage.first_layer]
