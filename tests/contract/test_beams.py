@@ -1,0 +1,50 @@
+"""Beam search with tokens dropped: each beam's score is what the mask oracle gives its sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tokenzoo
+from tokenzoo.plugins import load_zoo
+from tokenzoo.testing.check import tiny_case
+from tokenzoo.testing.contract import _rows, run
+from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
+
+LAYERS, BEAMS, TOKENS = 12, 3, 5
+METHODS = load_zoo(plugin_files=(), registry_files=()).names()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl"])
+def test_beams(family: str, method: str) -> None:
+    case = tiny_case(family, "left", layers=LAYERS)
+    reducers = load_zoo().build(method).reducers
+    greedy = run(case, reducers, [])
+    with tokenzoo.apply(case.model, list(reducers)) as running, torch.no_grad():
+        made = case.model.generate(
+            **{name: value.clone() for name, value in case.inputs.items()},
+            num_beams=BEAMS,
+            do_sample=False,
+            max_new_tokens=TOKENS,
+            length_penalty=0.0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        trace = running.trace
+    counts = [len(sample.entry) for sample in greedy.trace.samples]
+    for index, sample in enumerate(greedy.trace.samples):
+        assert all(trace.samples[BEAMS * index + beam] == sample for beam in range(BEAMS))
+        generated = made.sequences[index, -TOKENS:]
+        entered = greedy.entry[index, _rows(case, counts[index], max(counts))]
+        logits = oracle_logits(
+            case.model,
+            case.decoder,
+            case.prompt,
+            index,
+            OracleSample(sample, entered),
+            Positions.of(list(reducers), case.mrope),
+            generated[:-1],
+        )[-TOKENS:]
+        expected = logits.log_softmax(-1).gather(1, generated[:, None]).sum()
+        assert made.sequences_scores[index].item() == pytest.approx(expected.item(), abs=1e-3)
