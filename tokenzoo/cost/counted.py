@@ -64,11 +64,11 @@ def count(
             model(**inputs)
             meter.mode = None
         torch_flops = mode.get_total_flops()
+        trace = run.trace if run is not None else None  # now: while fvcore traces, sizes are tensors
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in inputs.items() if name not in tensors}
         whole = _Call(model, list(tensors), rest)
         counts = FlopCounter(whole, tuple(tensors.values())).counts()
-        trace = run.trace if run is not None else None
     operators = counts[""]
     products = {name: value for name, value in operators.items() if not name.startswith("elementwise")}
     counted = Counted(
@@ -99,6 +99,7 @@ class _Call(nn.Module):
     def __init__(self, model: nn.Module, names: list[str], rest: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.names, self.rest = model, names, rest
+        self.add_module(METHOD, nn.Identity())  # the scope of the method's own work must be a module's
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with _Sink() as sink, _traceable_round():

@@ -38,6 +38,8 @@ FREE = frozenset(
     slice_scatter sort split split_with_sizes squeeze squeeze_ stack stride sym_size t take take_along_dim tensor
     tensor_split tile to topk transpose tril tril_indices triu triu_indices type_as unbind unflatten unfold
     unique unique_consecutive unique_dim _unique2 unsafe_chunk unsafe_split unsqueeze unsqueeze_ view view_as vstack
+    adjoint atleast_1d atleast_2d block_diag chunk column_stack diag diag_embed dsplit fill_diagonal_ hsplit mH mT
+    matrix_H moveaxis numpy_T positive put_ select_copy swapaxes swapdims vsplit view_as_complex view_as_real
     warn where zero zero_ zeros zeros_like _local_scalar_dense _shape_as_tensor _to_copy _unsafe_view scatter_reduce_
     """.split()
 )
