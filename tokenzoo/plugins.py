@@ -6,11 +6,13 @@ another from working. Asking for what it would have added tells why it is not th
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -162,9 +164,7 @@ def configured() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return _configured, registry.configured()
 
 
-def load_zoo(
-    plugin_files: Sequence[str | Path] | None = None, registry_files: Sequence[str | Path] | None = None
-) -> Zoo:
+def load_zoo(plugin_files: Sequence[str | Path] | None = None, registry_files: Sequence[str | Path] | None = None) -> Zoo:
     """Return everything that is installed plus these files; the same object for the same files."""
     files = _configured if plugin_files is None else tuple(map(Path, plugin_files))
     registries = registry.configured() if registry_files is None else tuple(map(Path, registry_files))
@@ -282,10 +282,7 @@ def reducers_in(module: Any) -> list[type[TokenReducer]]:
     return [
         value
         for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, TokenReducer)
-        and value.__module__ == module.__name__
-        and value.name
+        if inspect.isclass(value) and issubclass(value, TokenReducer) and value.__module__ == module.__name__ and value.name
     ]
 
 
@@ -315,7 +312,7 @@ def reason(error: BaseException) -> str:
     """One line that says what went wrong, with the place in the plugin for what is a bug of its."""
     text = " ".join(str(error).split())
     if isinstance(error, pluggy.PluginValidationError):
-        return f"{text}." if not text.endswith(".") else text
+        return _say_validation(text)
     if isinstance(error, (PluginError, UserError)):
         return text
     place = ""
@@ -329,6 +326,17 @@ def reason(error: BaseException) -> str:
         place = f" ({Path(error.filename or '?').name}, line {error.lineno})"
         text = error.msg
     return f"{type(error).__name__}: {text}{place}."
+
+
+def _say_validation(text: str) -> str:
+    """pluggy's message for a hook that does not exist or has other arguments, with the right one."""
+    hooks = [name for spec in (RunHooks, RegistrationHooks) for name in vars(spec) if name.startswith(PROJECT)]
+    unknown_hook = re.search(r"unknown hook '(\w+)'", text)
+    if unknown_hook:
+        close = difflib.get_close_matches(unknown_hook[1], hooks, n=1, cutoff=0.6)
+        hint = f"Did you mean '{close[0]}'?" if close else f"Choose from: {', '.join(hooks)}."
+        return f"'{unknown_hook[1]}' is no hook. {hint}"
+    return text.split(" definition: ")[-1].rstrip(".") + "."
 
 
 def check_version(required: str) -> None:

@@ -11,6 +11,17 @@ _HOME = {
     "CASES": "inputs",
     "cases": "inputs",
     "tiny_inputs": "inputs",
+    "take_sample": "inputs",
+    "Finding": "findings",
+    "GUARANTEES": "findings",
+    "TOLERANCE": "contract",
+    "check_reducer": "check",
+    "contract_tests": "authors",
+    "assert_contract": "authors",
+    "visual_tokens": "authors",
+    "assert_golden": "authors",
+    "full_prompt": "oracle",
+    "oracle_logits": "oracle",
 }
 
 __all__ = sorted(_HOME)

@@ -15,7 +15,7 @@ from tokenzoo.reducer import TokenReducer, UnreachableError
 from tokenzoo.signatures import check_class
 from tokenzoo.testing.contract import TOLERANCE, Case, Report, check_case, leftovers
 from tokenzoo.testing.findings import Finding
-from tokenzoo.testing.inputs import cases, tiny_inputs
+from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs
 from tokenzoo.testing.models import FAMILIES, LAYERS, tiny_model
 
 BACKENDS = ("sdpa", "eager")
@@ -65,7 +65,7 @@ def check_all(
         check_class(type(reducer) if isinstance(reducer, TokenReducer) else reducer)
         method = reducer if isinstance(reducer, TokenReducer) else reducer()
     except Exception as error:
-        result.findings.append(Finding(6, "its definition", reason(error)))
+        result.findings.append(Finding(0, "its class", reason(error)))
         return result
     dropped = False
     for family in families:
@@ -102,16 +102,11 @@ def check_independence(method: TokenReducer, family: str, layers: int = LAYERS) 
     if first != second:
         yield Finding(6, case.where, "the same call twice keeps other tokens; keep no state between calls, seed noise.")
         return
-    alone = tiny_case(family, "single", layers=layers)
-    single = _kept(alone, method, alone.inputs)[0]
-    repeated = {
-        name: torch.cat([value, value]) if isinstance(value, torch.Tensor) else value
-        for name, value in alone.inputs.items()
-    }
-    for index, rows in enumerate(_kept(alone, method, repeated)):
-        if rows != single:
-            where = f"{family}, one sample twice in a batch, sample {index}"
-            yield Finding(6, where, "it keeps other tokens than alone; hooks are called per sample, never for a batch.")
+    for index, together in enumerate(first):
+        (alone,) = _kept(case, method, take_sample(case.inputs, "left", index))
+        if alone != together:
+            where = f"{case.where}, sample {index}"
+            yield Finding(6, where, "in a batch it keeps other tokens than alone; hooks see one sample at a time.")
             return
 
 

@@ -89,8 +89,7 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
         report.findings += leftovers(case)
     report.outcome = outcome
     report.dropped = any(
-        outcome.trace.visual_tokens(i)[-1] < sum(map(_offered, sample.sources))
-        for i, sample in enumerate(outcome.trace.samples)
+        outcome.trace.visual_tokens(i)[-1] < sum(map(_offered, sample.sources)) for i, sample in enumerate(outcome.trace.samples)
     )
     for copy, state in zip((copy for copy, _ in watched), states, strict=True):
         if not _equal_state(vars(copy), state):
@@ -177,8 +176,7 @@ def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
                 break
     new = outcome.generated.shape[1]
     expected = [
-        max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0)
-        for layer in range(trace.layers)
+        max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0) for layer in range(trace.layers)
     ]
     for layer, (want, got) in enumerate(zip(expected, outcome.kv_lengths, strict=True)):
         if want != got:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: DESIGN.md's guarantees, as they are named in every finding.
+#: The guarantees, as they are named in every finding; 0 is what comes before them.
 GUARANTEES = {
+    0: "can be loaded",
     1: "really drops",
     2: "none is the model",
     3: "leaves no trace",

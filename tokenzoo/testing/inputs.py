@@ -10,7 +10,7 @@ import torch
 from tokenzoo.errors import UnsupportedError, unknown
 from tokenzoo.testing.models import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
 
-#: Each case: the images of each sample, and how the batch is padded.
+#: Each case in words.
 CASES = {
     "single": "one sample with one image",
     "left": "three samples with one image each, texts of unequal length, padded left",
@@ -18,6 +18,8 @@ CASES = {
     "images": "two images in one sample, none in the next, one in the last, padded left",
     "video": "one sample with one video, and one of only text, padded left",
 }
+#: Images, or videos, of each sample of a case.
+COUNTS = {"single": [1], "left": [1, 1, 1], "right": [1, 1, 1], "images": [2, 0, 1], "video": [1, 0]}
 VIDEO_FAMILIES = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
 #: Sizes of the pictures (height, width) in pixels or, for the Qwen models, in patches; they differ on purpose.
 _SIZES = ((40, 80), (90, 60), (64, 64))
@@ -46,7 +48,7 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
         raise UnsupportedError(f"{type(model).__name__} takes no videos. Choose another case.")
     generator = torch.Generator().manual_seed(seed)
     kind = "video" if case == "video" else "image"
-    counts = {"single": [1], "left": [1, 1, 1], "right": [1, 1, 1], "images": [2, 0, 1], "video": [1, 0]}[case]
+    counts = COUNTS[case]
     visual = _BUILDERS[model.config.model_type](model, kind, counts, generator)
     rows = _token_rows(model, kind, counts, list(visual.tokens), generator)
     inputs = _padded(rows, left=case != "right")
@@ -56,9 +58,26 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
     return {**inputs, **visual.arguments}
 
 
-def _token_rows(
-    model: Any, kind: str, counts: list[int], tokens: list[int], generator: torch.Generator
-) -> list[list[int]]:
+def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]:
+    """Return one sample of a batch that `tiny_inputs` made, alone and without padding."""
+    mask = inputs["attention_mask"][index].bool()
+    first = sum(COUNTS[case][:index])
+    pictures = slice(first, first + COUNTS[case][index])
+    sample = {}
+    for name, value in inputs.items():
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            sample[name] = value[index : index + 1, mask]
+        elif name == "batch_num_images":
+            sample[name] = value[index : index + 1]
+        elif name.startswith("pixel_values") and value.ndim == 2:  # patches of all pictures in one row
+            sizes = next(grids for key, grids in inputs.items() if key.endswith("_grid_thw")).prod(-1).tolist()
+            sample[name] = torch.cat([value[:0], *value.split(sizes)[pictures]])
+        else:
+            sample[name] = value[pictures]
+    return sample
+
+
+def _token_rows(model: Any, kind: str, counts: list[int], tokens: list[int], generator: torch.Generator) -> list[list[int]]:
     """Text, then each picture followed by text, for each sample."""
     placeholder = VIDEO if kind == "video" else IMAGE
     bounded = model.config.model_type.startswith("qwen2")

@@ -126,9 +126,7 @@ def _qwen2_vl(layers: int) -> nn.Module:
         "mlp_ratio": 2,
         "initializer_range": INITIALIZER_RANGE,
     }
-    return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(vision_config=vision, text_config=_mrope(layers), **_QWEN_TOKENS)
-    )
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=_mrope(layers), **_QWEN_TOKENS))
 
 
 def _qwen2_5_vl(layers: int) -> nn.Module:
@@ -143,9 +141,7 @@ def _qwen2_5_vl(layers: int) -> nn.Module:
         "fullatt_block_indexes": [1],
         "initializer_range": INITIALIZER_RANGE,
     }
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(vision_config=vision, text_config=_mrope(layers), **_QWEN_TOKENS)
-    )
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=_mrope(layers), **_QWEN_TOKENS))
 
 
 _BUILDERS: dict[str, Callable[[int], nn.Module]] = {

@@ -33,9 +33,7 @@ class Call:
 def watch(reducer: TokenReducer) -> tuple[TokenReducer, list[Call]]:
     """Return a copy of the reducer that records its calls, and the list they go to."""
     calls: list[Call] = []
-    members: dict[str, Any] = {
-        hook: _recording(type(reducer), hook, calls) for hook in HOOKS if reducer.implements(hook)
-    }
+    members: dict[str, Any] = {hook: _recording(type(reducer), hook, calls) for hook in HOOKS if reducer.implements(hook)}
     copy = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
     copy.__dict__.update(reducer.__dict__)
     return copy, calls
@@ -65,9 +63,7 @@ def _recording(cls: type[TokenReducer], hook: str, calls: list[Call]) -> Any:
 def _tensors(event: Any, clone: bool = True) -> dict[str, torch.Tensor]:
     assert is_dataclass(event)
     values = {field.name: getattr(event, field.name) for field in fields(event)}
-    return {
-        name: value.clone() if clone else value for name, value in values.items() if isinstance(value, torch.Tensor)
-    }
+    return {name: value.clone() if clone else value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def _same(before: torch.Tensor, after: Any) -> bool:

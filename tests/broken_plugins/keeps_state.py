@@ -1,0 +1,22 @@
+"""Broken: keeps state between calls: each prefill keeps fewer tokens than the one before."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tokenzoo import TokenReducer
+
+_calls = []
+
+
+@dataclass
+class KeepsState(TokenReducer):
+    name = "keeps_state"
+    fixed_schedule = False
+
+    def pre_llm(self, tokens):
+        _calls.append(1)
+        return torch.arange(max(1, len(tokens.features) - len(_calls)))
+
+    def schedule(self, workload):
+        return [sum(map(sum, workload.recorded))] * workload.architecture.layers

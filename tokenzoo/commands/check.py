@@ -1,0 +1,78 @@
+"""`tokenzoo check`: a method against the host's guarantees, in words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("target")
+@click.option("--family", "families", multiple=True, metavar="NAME", help="Check on this family only. May be repeated.")
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Attention backend: sdpa or eager (both).")
+@click.option("--all", "everything", is_flag=True, help="Print every finding, not just the first of each kind.")
+def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], everything: bool) -> None:
+    """Test a method (a FILE, or a method's name with parameters) on tiny random models of every family.
+
+    Exit code 0: every guarantee holds; 1: at least one does not, and the findings say which and where.
+    """
+    from tokenzoo.errors import FailedError, unknown
+    from tokenzoo.testing.check import BACKENDS, check_all
+    from tokenzoo.testing.findings import Finding
+    from tokenzoo.testing.models import FAMILIES
+
+    for given, known in ((families, FAMILIES), (backends, BACKENDS)):
+        for name in given:
+            if name not in known:
+                raise unknown("family" if known is FAMILIES else "backend", name, known, "tokenzoo check --help")
+    methods, failure = _methods(target)
+    findings = [failure] if failure else []
+    for method in methods:
+        result = check_all(method, families or FAMILIES, backends or BACKENDS, _progress)
+        _progress("")
+        click.echo(f"{method.name}: {result.runs} runs on {len(families or FAMILIES)} model families.")
+        for family, why in result.unsupported.items():
+            click.echo(f"  not on {family}, by its own word: {why}")
+        findings += result.findings
+    shown: set[Any] = set()
+    for finding in findings:
+        assert isinstance(finding, Finding)
+        kind = (finding.guarantee, re.sub(r"[\d.]+(e[+-]?\d+)?", "#", finding.message))
+        if everything or kind not in shown:
+            click.echo(f"  {finding}")
+        shown.add(kind)
+    if findings:
+        hidden = "" if everything or len(findings) == len(shown) else f" All {len(findings)} findings: --all."
+        raise FailedError(f"'{target}' does not keep the guarantees.{hidden}")
+    click.echo("Every guarantee holds.")
+
+
+def _methods(target: str) -> tuple[list[Any], Any]:
+    """The methods to check, or the finding that says why there are none."""
+    import warnings
+
+    from tokenzoo.plugins import PluginWarning, configured, load_zoo
+    from tokenzoo.testing.findings import Finding
+
+    if not target.endswith(".py") and not Path(target).is_file():
+        return list(load_zoo().build(target).reducers), None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)
+        files, registries = configured()
+        zoo = load_zoo([*files, target], registries)
+    entry = str(Path(target))
+    if not any(plugin.kind == "file" and plugin.entry == entry for plugin in zoo.plugins):
+        return [], Finding(0, entry, zoo.failures.get(Path(target).stem, "it adds no method."))
+    names = [name for name in zoo.names() if zoo.info(name).kind == "file" and zoo.info(name).entry == entry]
+    return [zoo.method(name)() for name in names], None
+
+
+def _progress(where: str) -> None:
+    """The run that is being made, on one line that is written over; only where a person looks."""
+    stream = click.get_text_stream("stderr")
+    if stream.isatty():
+        stream.write(f"\r\033[K{where}")
+        stream.flush()

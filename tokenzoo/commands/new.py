@@ -1,0 +1,69 @@
+"""`tokenzoo new`: a distribution with one worked method, its test and its README, ready to install."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+TEMPLATES = Path(__file__).parent.parent / "templates" / "method"
+#: Each file of the new distribution and the template it is made from.
+FILES = {
+    "pyproject.toml": "pyproject.toml.j2",
+    "README.md": "README.md.j2",
+    ".gitignore": "gitignore.j2",
+    "{module}.py": "module.py.j2",
+    "tests/test_{module}.py": "tests/test_module.py.j2",
+}
+
+
+@click.command()
+@click.argument("name")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where to put it; the default is a folder NAME here.")
+def command(name: str, directory: Path | None) -> None:
+    """Start a method of your own, called NAME: a distribution that installs and passes its test as it is."""
+    written = write(name, directory or Path(name))
+    module = module_name(name)
+    click.echo("\n".join(f"wrote {path}" for path in written))
+    click.echo(f"\nNext:\n  cd {directory or name}\n  pip install -e '.[test]'\n  python -m pytest")
+    click.echo(f"  tokenzoo check {module}.py\n  tokenzoo compare --methods aim,{name}\nThe method is in {module}.py.")
+
+
+def write(name: str, directory: Path) -> list[Path]:
+    """Write the distribution; returns its files. Raises UserError for a bad name or a folder that is not empty."""
+    from tokenzoo import __version__
+    from tokenzoo.errors import FailedError, UserError
+    from tokenzoo.plugins import load_zoo
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
+        raise UserError(f"'{name}' is no method name. Use lower-case letters, digits and single dashes: my-method.")
+    if name in load_zoo().names():
+        raise UserError(f"The name '{name}' is taken by {load_zoo().info(name).origin}. Choose another.")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"'{directory}' exists and is not empty. Choose another with --dir.")
+    import jinja2
+
+    values = {
+        "name": name,
+        "module": module_name(name),
+        "class_name": "".join(part.capitalize() for part in re.split("[-_]", name)),
+        "title": re.sub("[-_]", " ", name).capitalize(),
+        "version": ".".join(__version__.split(".")[:2]),
+    }
+    written = []
+    for file, template in FILES.items():
+        path = directory / file.format(module=values["module"])
+        text = jinja2.Template((TEMPLATES / template).read_text(encoding="utf-8"), keep_trailing_newline=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.render(values), encoding="utf-8")
+        except OSError as error:
+            raise FailedError(f"Cannot write '{path}': {error.strerror}.") from None
+        written.append(path)
+    return written
+
+
+def module_name(name: str) -> str:
+    """The Python module of a method: dashes become underscores."""
+    return name.replace("-", "_")
