@@ -103,9 +103,7 @@ def test_pagerank_holds_one_head_at_a_time() -> None:
 
 @quick
 @given(st.integers(1, 3), st.integers(0, 24), st.integers(-3, 30), seeds)
-def test_merging_has_exact_sizes_and_conserves_the_weighted_mean(
-    views: int, tokens: int, remove: int, seed: int
-) -> None:
+def test_merging_has_exact_sizes_and_conserves_the_weighted_mean(views: int, tokens: int, remove: int, seed: int) -> None:
     metric, x = normal(seed, views, tokens, 6), normal(seed + 1, views, tokens, 5).double()
     match = ops.bipartite_match(metric, remove)
     left = tokens - max(0, min(remove, tokens // 2))
@@ -162,9 +160,9 @@ def test_views_merge_as_they_would_alone(sizes: list[int], seed: int) -> None:
     first = [view[:1].sum() for view in views]
     assert torch.equal(together.anchors, torch.cat([p.anchors + f for p, f in zip(alone, first, strict=True)]))
     counts = [len(part.features) for part in alone]
-    assert [int((together.anchors < end).sum()) for end in torch.tensor(sizes).cumsum(0)] == torch.tensor(
-        counts
-    ).cumsum(0).tolist()
+    assert [int((together.anchors < end).sum()) for end in torch.tensor(sizes).cumsum(0)] == torch.tensor(counts).cumsum(
+        0
+    ).tolist()
     flops = counted(lambda: ops.merge_views(x, metric, views, removals))
     assert flops == sum(ops.merge_flops(size, 3, [r for r in removals(size) if r]) for size in sizes)
 

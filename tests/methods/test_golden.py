@@ -214,8 +214,7 @@ def masked_like_released(name: str, votes: bool) -> list[list[int]]:
         states = layer.input_layernorm(hidden)
         attention = layer.self_attn
         heads = [
-            p(states)[0].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-            for p in (attention.q_proj, attention.k_proj)
+            p(states)[0].unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in (attention.q_proj, attention.k_proj)
         ]
         query, key = (x * cos[0] + torch.cat([-x.chunk(2, -1)[1], x.chunk(2, -1)[0]], -1) * sin[0] for x in heads)
         key = key.repeat_interleave(len(query) // len(key), 0)
@@ -298,9 +297,7 @@ def test_fastv(name: str) -> None:
 
     with (
         torch.no_grad(),
-        tokenzoo.apply(
-            model, FastV(K=layer, rank=int(arrays["rank"])), visual=span(arrays), observers=[Watch()]
-        ) as run,
+        tokenzoo.apply(model, FastV(K=layer, rank=int(arrays["rank"])), visual=span(arrays), observers=[Watch()]) as run,
     ):
         hidden = model(inputs_embeds=arrays["inputs_embeds"]).last_hidden_state
     assert run.trace.samples[0].rows(layer) == arrays["kept_inplace"].tolist() == arrays["kept_mask"].tolist()
@@ -404,9 +401,7 @@ def test_prumerge_without_cls(name: str) -> None:
     attention = encoder_attention(query[0], arrays["k"][0], has_cls=False)
     assert close(attention, arrays["attn"][0])
     assert PruMerge().pick(attention, None).tolist() == arrays["idx"][0].tolist()
-    assert close(
-        PruMerge().before_projector(visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0]
-    )
+    assert close(PruMerge().before_projector(visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0])
 
 
 @pytest.mark.parametrize("name", [name for name in cases("prumergeplus_*") if name.endswith("fixed8")])

@@ -58,9 +58,7 @@ def test_schedules_never_grow_and_stay_within_what_there_is(name: str, workload:
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 0
         assert counts[0] <= workload.visual_tokens
         assert method.overhead(workload) >= 0 and method.projector_tokens(workload) <= workload.projector_tokens
-        assert all(
-            0 <= layer < workload.architecture.layers - 1 for layer in method.layers(workload.architecture.layers)
-        )
+        assert all(0 <= layer < workload.architecture.layers - 1 for layer in method.layers(workload.architecture.layers))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,9 +110,7 @@ def test_more_layers_than_there_are(method: object) -> None:
         method.check_model(None, decoder(8))
 
 
-@pytest.mark.parametrize(
-    ("layers", "l1", "l2"), [(28, 14, 22), (32, 13, 21), (24, 12, 19), (12, 6, 9), (2, 1, 2), (1, 0, 1)]
-)
+@pytest.mark.parametrize(("layers", "l1", "l2"), [(28, 14, 22), (32, 13, 21), (24, 12, 19), (12, 6, 9), (2, 1, 2), (1, 0, 1)])
 def test_aims_window_follows_the_depth(layers: int, l1: int, l2: int) -> None:
     assert AIM()._window(layers) == (l1, l2)
 

@@ -32,9 +32,7 @@ def workload(row: dict[str, Any], table: str) -> Workload:
     return Workload.video(architecture, frames, tokens, row["text_tokens"])
 
 
-@pytest.mark.parametrize(
-    ("name", "entry"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else f"{v['table']} {v['row']}"
-)
+@pytest.mark.parametrize(("name", "entry"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else f"{v['table']} {v['row']}")
 def test_schedule_of_every_row(name: str, entry: dict[str, Any]) -> None:
     row = ROWS[entry["table"], entry["row"]]
     method = load_zoo().build(f"{name}@{entry['preset']}" if "preset" in entry else name)
