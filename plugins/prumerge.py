@@ -107,9 +107,8 @@ class PruMerge(TokenReducer):
 
     def unpicked(self, picked: Tensor, total: int) -> Tensor:
         """The tokens that were not picked, ascending."""
-        left = torch.ones(total, dtype=torch.bool, device=picked.device)
-        left[picked] = False
-        return left.nonzero()[:, 0]
+        taken = torch.zeros(total, device=picked.device).index_fill(0, picked, 1.0)
+        return taken.argsort(stable=True)[: total - len(picked)]
 
     # --- numbers ------------------------------------------------------------------------------------------------
 

@@ -35,18 +35,19 @@ class PruMergePlus(PruMerge):
             share = outlier_share(attention)
             kept = ranked[: int(total * share)]
             step = max(1, int(1 / share) // 3) if share else total
-            return torch.cat([kept, _without(torch.arange(0, total - 1, max(1, step), device=kept.device), kept)])
-        count = self.picks(total, budget)
+            return torch.cat([kept, _without(torch.arange(0, total - 1, step, device=kept.device), kept)])
+        count, grid = self.picks(total, budget), self.grid(total, budget).to(ranked.device)
         if count >= total:
             return ranked
-        grid = self.grid(total, budget).to(ranked.device)
-        kept = ranked[: count - len(grid)]
         if self.official_duplicates:
-            return torch.cat([kept, grid])
-        # the grid's tokens that are not kept; as long as some are, the next attended token takes their place
-        while len(kept) + len(fresh := _without(grid, kept)) < count:
-            kept = ranked[: count - len(fresh)]
-        return torch.cat([kept, fresh])
+            return torch.cat([ranked[: count - len(grid)], grid])
+        # attended tokens by rank until count - len(grid) of them are off the grid; then the rest of the grid
+        off_grid = torch.ones(total, device=ranked.device).index_fill(0, grid, 0.0)[ranked] > 0
+        missing = count - len(grid) - off_grid.cumsum(0)
+        attended = torch.where(off_grid, missing >= 0, missing > 0)
+        place = torch.arange(total, device=ranked.device)
+        order = torch.where(attended, place, torch.where(off_grid, 2 * total, total + ranked))
+        return ranked[order.argsort()[:count]]
 
     def grid(self, total: int, budget: int | None) -> Tensor:
         """The grid tokens of a fixed choice: the middles of equal intervals."""
@@ -63,9 +64,11 @@ class PruMergePlus(PruMerge):
         return min(tokens, int(tokens * self.ratio) + len(range(step // 2, tokens - 1, step)))
 
     def unpicked(self, picked: Tensor, total: int) -> Tensor:
-        """As in PruMerge; the released code counts a duplicate as if it were another token."""
-        rest = super().unpicked(picked, total)
-        return rest[len(rest) - (total - len(picked)) :] if self.official_duplicates else rest
+        """As in PruMerge; the released code takes a duplicate for another token and so loses one at the front."""
+        if not self.official_duplicates:
+            return super().unpicked(picked, total)
+        rest = super().unpicked(picked.unique(), total)
+        return rest[len(rest) - (total - len(picked)) :]
 
     def at_retention(self, retention: float) -> PruMergePlus:
         """Half attended, half grid."""
