@@ -47,9 +47,9 @@ class Pipeline:
         return [min(counts) for counts in zip(*schedules, strict=True)]
 
     def projector_tokens(self, workload: Workload) -> int:
-        """Visual tokens entering the projector."""
-        seen = self._workloads(workload)
-        return min(reducer.projector_tokens(load) for reducer, load in zip(self.reducers, seen, strict=True))
+        """Visual tokens entering the projector: only methods that act before it can make them fewer."""
+        early = [reducer for reducer in self.reducers if reducer.implements("before_projector")]
+        return min((reducer.projector_tokens(workload) for reducer in early), default=workload.projector_tokens)
 
     def overhead(self, workload: Workload) -> int:
         """FLOPs of the methods' own matrix products."""

@@ -133,13 +133,20 @@ class TokenReducer:
         return dataclasses.replace(self, **changes)
 
     def __str__(self) -> str:
-        """The method with the parameters that differ from their defaults: `fastv:K=3,R=0.75`."""
+        """The method with the parameters that differ from their defaults, as a spec: `fastv:K=3,R=0.75`."""
         changed = [
-            f"{field.name}={getattr(self, field.name)}"
+            f"{field.name}={_as_yaml(getattr(self, field.name))}"
             for field in fields(self)
             if getattr(self, field.name) != _default(field)
         ]
-        return self.name + (":" + ",".join(changed).replace(" ", "") if changed else "")
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+
+def _as_yaml(value: Any) -> str:
+    """A parameter's value as a spec writes it: numbers and words as they are, sequences as [a,b]."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_as_yaml, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _default(field: dataclasses.Field) -> Any:
