@@ -32,6 +32,10 @@ from tokenzoo.plugins import Zoo, load_zoo
 from tokenzoo.store import Store
 
 
+#: An interquartile range of prefill above this share of the median tells of a busy machine.
+BUSY = 0.3
+
+
 class Progress(Protocol):
     """Who is told how far a comparison is; `tokenzoo compare` draws a bar."""
 
@@ -105,9 +109,22 @@ def compare(
         settings=settings.model_dump(),
         environment=environment(plans[-1].checkpoint.model),
         seconds=time.monotonic() - began,
-        notes=[f"No price for {plan.kind}s on {target.text}: the registry has no default size."
-               for plan in plans for target in targets if not target.takes(plan.kind)],
-    )  # fmt: skip
+        notes=_notes(sections, plans, targets),
+    )
+
+
+def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
+    """What a reader must know about all rows."""
+    notes = [
+        f"No price for {plan.kind}s on {target.text}: the registry has no default size."
+        for plan in plans
+        for target in targets
+        if not target.takes(plan.kind)
+    ]
+    spreads = [row.timing.prefill_ms for section in sections for row in section.rows if row.timing]
+    if any(one.high - one.low > BUSY * one.median for one in spreads):
+        notes.append("The times spread widely: the machine was busy. Trust no ratio of this run; repeat it with --fresh.")
+    return notes
 
 
 def run_section(

@@ -70,44 +70,17 @@ def command(
 
 
 def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
+    from tokenzoo.commands.progress import progress_bar
     from tokenzoo.store import Store
 
-    console = Console(stderr=True)
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Store(store_path) as store, Bars(*columns, console=console, transient=True) as bars:
-        progress = _Bar(bars, console)
-        progress.say("loading torch")
+    with Store(store_path) as store, progress_bar(store) as progress:
         from tokenzoo.compare import compare
 
-        try:
-            return compare(settings, store, progress, fresh, console.print if tracebacks else lambda text: None)
-        except KeyboardInterrupt:
-            bars.stop()
-            click.echo(f"Stopped. Finished cells are kept in {store.path}; the same command goes on from there.", err=True)
-            raise
+        return compare(settings, store, progress, fresh, _print_traceback if tracebacks else lambda text: None)
 
 
-class _Bar:
-    """Progress as one bar on a terminal; a line per step of work where stderr is a file."""
-
-    def __init__(self, bars: Any, console: Any) -> None:
-        self.bars, self.console = bars, console
-        self.task = bars.add_task("", total=None)
-        self.total = 0
-
-    def expect(self, steps: int) -> None:
-        self.total += steps
-        self.bars.update(self.task, total=self.total)
-
-    def advance(self, steps: int) -> None:
-        self.bars.advance(self.task, steps)
-
-    def say(self, text: str) -> None:
-        self.bars.update(self.task, description=text)
+def _print_traceback(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _print(comparison: Any, form: str) -> None:

@@ -1,0 +1,176 @@
+"""Every rendering of one fixed comparison: what it must say, and that it opens where it is meant to open."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from tokenzoo.comparison.rows import Comparison, Price, Quoted, Row, Section, TaskScore, Timing
+from tokenzoo.comparison.statistics import Spread, paired_difference, wilson
+from tokenzoo.report import plots
+from tokenzoo.report.columns import accuracy_column, all_columns, prefill_column, ranking
+from tokenzoo.report.data import comparison_csv, comparison_json
+from tokenzoo.report.html import html
+from tokenzoo.report.latex import document, escape
+from tokenzoo.report.markdown import markdown
+from tokenzoo.report.numbers import binary_bytes, percent, si
+from tokenzoo.report.table import print_comparison
+
+TASKS = ["attribute", "relation", "existence", "counting", "reading"]
+TARGET = "llava-1.5-7b@a100"
+
+
+def spread(value):
+    return Spread(value, 0.97 * value, 1.05 * value, 5)
+
+
+def score(task, right, questions, reference=None):
+    difference = None
+    if reference is not None:
+        answers = [[index < count for index in range(questions)] for count in (right, reference)]
+        difference = paired_difference(*answers)
+    return TaskScore(task, right, questions, wilson(right, questions), difference, 0.8 if task == "existence" else None)
+
+
+def row(label, right, share, ratio=None):
+    reference = None if label == "none" else 188
+    timing = Timing(
+        spread(40 * share + 5), spread(50 * share + 5), spread(8.1), spread(0 if label == "none" else 2),
+        spread(ratio or share + 0.1), spread(0.98), 3_000_000,
+    )  # fmt: skip
+    return Row(
+        label.split(":")[0], label, visual_tokens=144 * share, visual_share=share,
+        tokens_per_layer=[144.0] * 2 + [144 * share] * 10,
+        scores={task: score(task, right // 5, 40, reference and 37) for task in TASKS},
+        overall=score("all", right, 200, reference), flops=3.2e9 * (0.2 + 0.8 * share), llm_flops=2e9 * share,
+        llm_share=share, kv_bytes=18432 * (20 + 144 * share), timing=timing,
+        prices={TARGET: Price(TARGET, "llm-viewer", 8.18 * share, share, 29.3 * share, 300_000_000, 576 * share)},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def comparison():
+    rows = [
+        row("none", 188, 1.0, 1.0), row("random", 120, 0.25), row("aim", 186, 0.25), row("fastv:K=3,R=0.75", 184, 0.27),
+        row("slow_&_50%_{odd}", 150, 0.9, 1.3), Row("broken", "broken", "failed", "ZeroDivisionError: no <token> & no $ (task a)"),
+    ]  # fmt: skip
+    quoted = [Quoted("aim", "AIM (high)", "aim-iccv2025, image_benchmarks", "vicuna-7b", {"GQA": 58.6, "MME": 1443.5})]
+    section = Section("embedded:llava", "image", TASKS, rows, 200, {"attribute": 0.15}, "Timed.", quoted)
+    machine = {"machine": "AMD EPYC", "threads": 2, "torch": "2.13", "transformers": "5.23", "dtype": "float32",
+               "attention": "sdpa", "tokenzoo": "0.1.0"}  # fmt: skip
+    return Comparison([section], {"methods": ["aim"]}, machine, 52.0, ["A note."])
+
+
+def test_best_and_second_leave_none_out(comparison):
+    rows = comparison.sections[0].rows
+    assert ranking(accuracy_column(), rows) == {2: "best", 3: "second"}
+    assert ranking(prefill_column(), rows) == {1: "best", 2: "best", 3: "second"}
+
+
+def test_the_table_is_readable_at_100_columns(comparison):
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=100))
+    text = out.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "…" not in text
+    assert "measured" in text and "computed" in text and "quoted" in text
+    assert re.search(r"none +144\.0 100% +94\.0 \[90 97\] +– +45\.0±1\.8 +1\.00", text)
+    assert re.search(r"fastv:K=3,R=0\.75 +38\.9 27% +92\.0 \[87 95\] +-2\.0 \[-4 -0\]", text)
+    assert "1.30!" in text and "slow_&_50%_{odd} is slower than none (1.30 times its prefill)." in text
+    assert "broken: failed: ZeroDivisionError" in text and "AIM (high)" in text and "A note." in text
+
+
+def test_markdown(comparison):
+    text = markdown(comparison)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:8]}
+    assert len(widths) == 1
+    assert "| `aim` | 36.0 25% | **93.0 [89 96]** |" in text and "<u>92.0 [87 95]</u>" in text
+    assert "*measured*" in text and "*computed*" in text and "*quoted*" in text
+
+
+def test_csv_has_a_line_per_row_with_plain_numbers(comparison):
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    assert [line["status"] for line in lines] == ["ok"] * 5 + ["failed", "quoted"]
+    assert float(lines[2]["accuracy"]) == 0.93 and float(lines[2]["prefill_ms"]) == 15
+    assert float(lines[2][f"{TARGET} tflops"]) == pytest.approx(2.045) and lines[5]["accuracy"] == ""
+    assert float(lines[6]["published GQA"]) == 58.6
+
+
+def test_json_has_everything_and_is_strict(comparison):
+    comparison.sections[0].rows[0].flops = float("nan")
+    data = json.loads(comparison_json(comparison), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    first = data["sections"][0]["rows"][0]
+    assert first["flops"] is None and first["timing"]["prefill_ms"]["rounds"] == 5
+    assert data["sections"][0]["rows"][2]["overall"]["difference"]["p_value"] <= 1
+
+
+def test_latex_has_groups_baseline_first_best_and_second(comparison):
+    comparison.sections[0].rows.reverse()
+    text = document(comparison)
+    assert r"\multicolumn{15}{c}{Measured}" in text and r"\cmidrule(lr){2-16}" in text and r"{Computed}" in text
+    body = text[text.index(r"\midrule") :]
+    assert body.index("none") < body.index("broken")
+    assert r"\textbf{93.0 [89 96]}" in text and r"\underline{92.0 [87 95]}" in text
+    assert r"slow\_\&\_50\%\_\{odd\}" in text
+
+
+def test_latex_compiles(comparison, tmp_path):
+    engine = shutil.which("tectonic") or shutil.which("pdflatex")
+    if engine is None:
+        pytest.skip("no TeX engine is installed (tectonic or pdflatex)")
+    (tmp_path / "doc.tex").write_text(document(comparison))
+    options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run([engine, *options, "doc.tex"], cwd=tmp_path, capture_output=True, text=True)
+    if "not found" in done.stdout and ".sty" in done.stdout:
+        pytest.skip("this TeX lacks booktabs, graphicx or geometry")
+    assert done.returncode == 0, done.stdout[-1500:]
+    assert (tmp_path / "doc.pdf").stat().st_size > 10_000
+
+
+def test_escape_leaves_no_character_that_latex_would_read():
+    assert escape("50% of A_B & {x} ± 3×") == r"50\% of A\_B \& \{x\} $\pm$ 3$\times$"
+    assert escape("日本") == "??"
+
+
+def test_html_is_one_file_that_asks_the_network_for_nothing(comparison):
+    text = html(comparison)
+    assert text.startswith("<!DOCTYPE html>") and text.count("<svg") == 2
+    assert "<script" not in text and "<link" not in text and "@import" not in text
+    references = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s>]+)', text)
+    assert all(reference.startswith("#") for reference in references), references
+    assert "no &lt;token&gt; &amp; no $" in text
+    assert '<th colspan="15" class="measured">measured</th>' in text and 'class="quoted">quoted' in text
+
+
+def test_plots_are_drawn_for_every_row(comparison, tmp_path):
+    section = comparison.sections[0]
+    for name, plot in (("pareto", plots.pareto), ("tokens", plots.tokens_per_layer)):
+        drawn = plot(section)
+        labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+        assert labels == ["none", "random", "aim", "fastv:K=3,R=0.75", "slow_&_50%_{odd}"]
+        for ending in ("png", "pdf"):
+            plots.save(drawn, tmp_path / f"{name}.{ending}")
+            assert (tmp_path / f"{name}.{ending}").stat().st_size > 5000
+
+
+def test_the_pareto_front_is_what_nothing_beats(comparison):
+    rows = comparison.sections[0].rows[:5]
+    assert [row.label for row in plots.pareto_front(rows)] == ["aim", "none"]
+
+
+def test_only_measured_and_computed_columns_stand_beside_our_rows(comparison):
+    assert {column.origin for column in all_columns(comparison.sections[0])} == {"measured", "computed"}
+
+
+def test_numbers_as_text():
+    assert [percent(share) for share in (1.0, 0.25, 0.063, 0.0996)] == ["100%", "25%", "6.3%", "10%"]
+    assert [si(amount) for amount in (12, 3.2e9, 8.18e12)] == ["12", "3.2G", "8.18T"]
+    assert [binary_bytes(amount) for amount in (12, 2048, 3 * 2**20)] == ["12 B", "2.0 KiB", "3.0 MiB"]

@@ -1,0 +1,52 @@
+"""Settings from options and from YAML; every mistake names its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokenzoo import UserError
+from tokenzoo.comparison.settings import Settings, absolute, from_options, read_config, write_config
+
+
+def config(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_saved_config_is_read_back(tmp_path):
+    settings = from_options({"methods": "aim,fastv:K=3,R=0.75,a+b", "retention": "25%,0.5", "price": ["vicuna-7b@a100"]})
+    assert settings.methods == ["aim", "fastv:K=3,R=0.75", "a+b"]
+    write_config(settings, tmp_path / "saved.yaml")
+    assert read_config(tmp_path / "saved.yaml", {}) == settings
+
+
+def test_options_override_the_file(tmp_path):
+    path = config(tmp_path, "methods: aim\nlimit: 7\nretention: [25%, 50%]\n")
+    settings = read_config(path, {"limit": "3"})
+    assert settings.limit == 3 and settings.retention == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("methods: aim\nlimits: 3\n", ":2: limits: there is no such setting; choose from methods, model"),
+        ("methods: aim\nretention:\n  - 25%\n  - 120%\n", ":4: retention.1: '120%' is not above 0"),
+        ("methods: [aim\nlimit: 3\n", ":2: expected ',' or ']'"),
+        ("- aim\n", ":1: a config is a mapping"),
+        ("model: embedded\n", ":1: methods: field required"),
+        ("methods: aim\n\nlimit: none\n", ":3: limit: "),
+        ("methods: aim\nmatch_flops: lots\n", ":2: match_flops: 'lots' is no amount"),
+        ("methods: []\n", ":1: methods: "),
+    ],
+)
+def test_mistakes_name_file_and_line(tmp_path, text, says):
+    path = config(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        read_config(path, {})
+    assert f"{path}{says}" in str(error.value)
+
+
+def test_amounts():
+    assert absolute("2.5T") == 2.5e12 and absolute("300") == 300 and absolute("1e3") == 1000
+    assert Settings(methods="aim", match_tokens=36).match_tokens == "36"

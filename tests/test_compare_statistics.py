@@ -1,0 +1,44 @@
+"""Intervals and paired tests against known figures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tokenzoo.comparison.statistics import paired_difference, spread, wilson
+
+
+def test_wilson_interval_of_a_known_case():
+    interval = wilson(45, 50)
+    assert (interval.value, round(interval.low, 4), round(interval.high, 4)) == (0.9, 0.7864, 0.9565)
+    assert wilson(0, 0).high == 1.0
+
+
+def test_paired_difference_is_mcnemars_exact_test():
+    reference = [True] * 12 + [False] * 8
+    method = [False] * 7 + [True] * 6 + [False] * 7
+    difference = paired_difference(method, reference)
+    assert (difference.lost, difference.won, difference.value) == (7, 1, pytest.approx(-0.3))
+    assert difference.p_value == pytest.approx(2 * (1 + 8) / 2**8)
+    assert difference.low < -0.3 < difference.high and not difference.significant
+
+
+def test_equal_answers_differ_in_nothing():
+    same = paired_difference([True, False], [True, False])
+    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_the_bootstrap_is_seeded():
+    answers = [True] * 30 + [False] * 10
+    assert paired_difference(answers, answers[::-1]) == paired_difference(answers, answers[::-1])
+
+
+def test_unpaired_answers_are_refused():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_difference([True], [True, False])
+
+
+def test_spread_is_median_and_quartiles():
+    assert (spread([4, 1, 2, 3, 5]).median, spread([4, 1, 2, 3, 5]).low, spread([4, 1, 2, 3, 5]).high) == (3, 2, 4)
+    assert math.isnan(spread([]).median)

@@ -1,0 +1,92 @@
+"""The timing harness: interleaved, complete, and honest about a method's own time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tokenzoo import TokenReducer
+from tokenzoo.bench.memory import peak_bytes
+from tokenzoo.bench.timing import MethodError, environment, milliseconds, time_methods, watch_hooks
+from tokenzoo.testing import tiny_inputs, tiny_model
+
+ORDER: list[str] = []
+
+
+@dataclass
+class Keeper(TokenReducer):
+    """Keeps every second token, and notes when it is asked; `label` tells two of them apart."""
+
+    label: str = "a"
+    name: ClassVar[str] = "keeper"
+
+    def pre_llm(self, tokens):
+        ORDER.append(self.label)
+        return torch.arange(0, len(tokens.features), 2)
+
+
+@dataclass
+class Failing(TokenReducer):
+    name: ClassVar[str] = "failing"
+
+    def pre_llm(self, tokens):
+        raise ZeroDivisionError("on purpose")
+
+
+@dataclass
+class Idle(TokenReducer):
+    name: ClassVar[str] = "idle"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llava")
+
+
+def test_rounds_are_interleaved_and_complete(model):
+    ORDER.clear()
+    done = []
+    inputs = tiny_inputs(model, "single")
+    methods = {"none": Idle(), "a": Keeper("a"), "b": Keeper("b")}
+    timed = time_methods(model, inputs, methods, rounds=3, new_tokens=3, on_round=done.append)
+    assert done == [1, 2, 3]
+    assert [len(one.rounds) for one in timed.values()] == [3, 3, 3]
+    each_round = ["a"] * 3 + ["b"] * 3  # prefill, generate, and the pass with watched hooks
+    assert ORDER[-18:] == each_round * 3
+    for name, one in timed.items():
+        assert all(r.prefill_ms > 0 and r.first_token_ms > 0 and r.decode_ms > 0 for r in one.rounds)
+        assert all((r.method_ms > 0) == (name != "none") for r in one.rounds)
+        assert one.peak_bytes > 0
+
+
+def test_a_failing_method_is_named(model):
+    with pytest.raises(MethodError) as error:
+        time_methods(model, tiny_inputs(model, "single"), {"none": Idle(), "bad": Failing()}, rounds=1)
+    assert error.value.method == "bad" and isinstance(error.value.__cause__, ZeroDivisionError)
+    assert not model._forward_pre_hooks
+
+
+def test_watched_hooks_do_the_same_and_leave_the_method_alone(model):
+    method = Keeper("c")
+    watched, spent = watch_hooks(method, torch.device("cpu"))
+    assert "pre_llm" in vars(watched) and "pre_llm" not in vars(method) and watched == method and spent == []
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def work():
+        first = torch.ones(1000, 1000)
+        second = first + 1
+        del first
+        return second
+
+    assert peak_bytes(work, torch.device("cpu")) == pytest.approx(2 * 4_000_000, rel=0.01)
+
+
+def test_milliseconds_and_environment(model):
+    assert milliseconds(lambda: None, torch.device("cpu")) < 1000
+    found = environment(model)
+    assert found["dtype"] == "float32" and found["attention"] in ("sdpa", "eager") and found["threads"] >= 1
+    assert found["machine"]

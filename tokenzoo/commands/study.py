@@ -1,0 +1,86 @@
+"""`tokenzoo study NAME`: a finding of AIM's paper, measured here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+NAMES = ("tradeoff", "overhead", "layers", "text-tokens")
+
+
+@click.command("study")
+@click.argument("name", type=click.Choice(NAMES))
+@click.option("--model", default="embedded:llava", show_default=True, help="embedded:llava, embedded:onevision, a directory, a Hub id.")
+@click.option("--tasks", default="image", show_default=True, help="Tasks of one kind: image, video, or names.")
+@click.option("--limit", default=60, show_default=True, type=click.IntRange(min=1), help="Questions per task.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the questions.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write plot (PNG, PDF) and data (JSON) there.")
+@click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
+@click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
+def command(
+    name: str, model: str, tasks: str, limit: int, seed: int, out: Path | None, store_path: Path | None, fresh: bool
+) -> None:
+    """Measure one of the paper's four findings, and say whether it holds here.
+
+    \b
+    tradeoff     retention against accuracy and FLOPs
+    overhead     what the methods themselves cost
+    layers       pruning early or late
+    text-tokens  hiding text tokens from layer k on
+    """
+    if out:
+        from tokenzoo.report.files import prepare_directory
+
+        prepare_directory(out)
+    study = _run(name, model, tasks, limit, seed, store_path, fresh)
+    _print(study)
+    if out:
+        _write(study, out)
+        click.echo(f"Written to {out}/", err=True)
+
+
+def _run(name: str, model: str, tasks: str, limit: int, seed: int, store_path: Path | None, fresh: bool) -> Any:
+    import importlib
+
+    from tokenzoo.commands.progress import progress_bar
+    from tokenzoo.store import Store
+
+    with Store(store_path) as store, progress_bar(store) as progress:
+        from tokenzoo.studies.common import open_lab
+
+        module = importlib.import_module(f"tokenzoo.studies.{name.replace('-', '_')}")
+        return module.run(open_lab(model, tasks, limit, seed, store, progress, fresh))
+
+
+def _print(study: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=max(100, console.width))
+    table = Table(box=None, pad_edge=False)
+    for index, head in enumerate(study.header):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for row in study.rows:
+        table.add_row(*row)
+    console.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
+    console.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
+    console.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
+    console.print(Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold"))
+    for note in study.notes:
+        console.print(Text(note, style="dim"))
+
+
+def _write(study: Any, out: Path) -> None:
+    from tokenzoo.report.files import write_text
+    from tokenzoo.report.plots import save
+
+    drawn = study.plot()
+    for ending in ("png", "pdf"):
+        save(drawn, out / f"{study.name}.{ending}")
+    found = {"study": study.name, "title": study.title, "here": study.here, "paper": study.paper, "verdict": study.verdict}
+    write_text(out / f"{study.name}.json", json.dumps({**found, "rows": study.data}, indent=1) + "\n")
