@@ -24,13 +24,13 @@ WINDOWS = {28: (14, 22), 32: (13, 21)}
 class AIM(TokenReducer):
     """Adaptive inference: token merging and PageRank pruning.
 
-    **Merge** (section 3.2), each view (image, frame) on its own, in rounds that at most halve it until ceil(retention
+    **Merge**, each view (image, frame) on its own, in rounds that at most halve it until ceil(retention
     · t) of its t tokens are left (`rounding="down"`: floor, as the paper's tables count). Even tokens are paired with
     their most similar odd token (`ops.bipartite_match`), merged ones become the plain mean. `merge_at="auto"`: before
     the projector by the last encoder layer's keys where the encoder has a CLS token and the image is one view
     (LLaVA-1.5), else as the embeddings enter the LLM, by the embeddings themselves (LLaVA-OneVision).
 
-    **Prune** (section 3.3): layer i+1 sees int(rate(i) · V) of the V visual tokens that entered, those of highest
+    **Prune**: layer i+1 sees int(rate(i) · V) of the V visual tokens that entered, those of highest
     importance after layer i (`layer.importance`), with rate(i) = max(0, 1 - (i - l1 + 1) · slope) from layer l1 on and
     slope = 1 / (l2 - l1). `prune_before=True` prunes one layer earlier: layer i itself sees rate(i), which is how the
     paper's tables are priced. Text is never pruned, positions are kept.

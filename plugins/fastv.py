@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class FastV(TokenReducer):
     """Before layer K, keep the visual tokens that the last prompt token attends to most.
 
-    Score (section 4.1): attention weights of layer K-1 in the last token's row, averaged over heads. Of the V visual
+    Score: attention weights of layer K-1 in the last token's row, averaged over heads. Of the V visual
     tokens that entered, `rank` stay, or round((1-R)·V) (banker's rounding, as in the released code); they keep order
     and positions. Layers before K see, and cache, everything.
 

@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class PyramidDrop(TokenReducer):
     """After the first `layer_list[s]` layers, keep int(V · ratios[s]) of the V visual tokens that entered.
 
-    Score (section 3.2): the attention weights that the NEXT layer's norm, projections and rotary embedding give the
+    Score: the attention weights that the NEXT layer's norm, projections and rotary embedding give the
     last prompt token's query, averaged over heads. Kept tokens stay in order. `layer_list` counts layers: 8 means
     that layers 0..7 see everything and layer 8 is the first to see less (the released code's "after layer 8");
     None, the default, puts the stages at quarters of the depth, which is 8, 16, 24 of 32. `position`: "renumber"

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class PruMerge(TokenReducer):
     """Before the projector, per view: select by the encoder's attention, merge each kept token's neighbours into it.
 
-    Attention a (section 3.2): softmax(q_cls Kᵀ / √C) of the last encoder layer's projections, heads concatenated.
+    Attention a: softmax(q_cls Kᵀ / √C) of the last encoder layer's projections, heads concatenated.
     Without a CLS token (SigLIP) the query is the mean of the patches' queries. Kept: the int(N · share) highest, share
-    being that of outliers, a > Q3 + 1.5 · IQR (`mode="adaptive"`), or `ratio` ("fixed"). Merge (section 3.3): to each
+    being that of outliers, a > Q3 + 1.5 · IQR (`mode="adaptive"`), or `ratio` ("fixed"). Merge: to each
     kept x_i add Σ a_j x_j over its `neighbours` most similar tokens by key; one extra token, Σ a_j x_j over those
     not kept, ends each view. Order: descending attention, extra last.
 

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge+: PruMerge plus tokens spread evenly over the picture (arXiv 2403.15388, section 3.4)."""
+"""LLaVA-PruMerge+: PruMerge plus tokens spread evenly over the picture (arXiv 2403.15388)."""
 
 from __future__ import annotations
 

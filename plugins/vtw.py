@@ -62,7 +62,7 @@ def find_k(
     first: int = 5,
     visual: Sequence[Any] | None = None,
 ) -> int:
-    """Return the first K whose withdrawal hardly changes the next token (section 3.3, equation 5).
+    """Return the first K whose withdrawal hardly changes the next token.
 
     `batches`: the keyword arguments of calls of `model` (about 20 prompts in all, one by one or padded on the left).
     For K = first, first + 1, ...: KL(P_withdrawn || P_full) of the last token's next-token distribution, averaged

@@ -93,7 +93,7 @@ def pagerank(
     iterations: int = 5,
     damping: float = 0.0,
 ) -> Tensor:
-    """Importance of every token as PageRank over the attention graph (AIM, arXiv 2412.03248, section 3.3).
+    """Importance of every token as PageRank over the attention graph (AIM, arXiv 2412.03248).
 
     `query` [heads, N, d], `key` [kv heads, N, d]. Per head: M = softmax(q Kᵀ · scaling / temperature), causal, in
     float32; p₀ = 1/N; `iterations` times p = (1 - damping) p M + damping / N. Returns sqrt(mean over heads of p²),
@@ -150,7 +150,7 @@ class Match(NamedTuple):
 
 
 def bipartite_match(metric: Tensor, remove: int) -> Match:
-    """Pair off similar tokens (ToMe's bipartite soft matching as AIM uses it, arXiv 2412.03248, section 3.2).
+    """Pair off similar tokens (ToMe's bipartite soft matching as AIM uses it, arXiv 2412.03248).
 
     `metric` [views, t, m]. Even positions are sources, odd ones destinations; each source takes the destination of
     highest cosine similarity (in float32), and the `remove` (at most t // 2) most similar sources merge. Output
