@@ -77,13 +77,13 @@ class Zoo:
 
     def names(self) -> list[str]:
         """The names of all usable methods: the built-ins in the registry's order, then the others."""
-        return [name for name in [*self._builtin, *self._classes] if name not in self.failures or name in self._classes]
+        return list(dict.fromkeys([*self._builtin, *self._classes]))
 
     def method(self, name: str) -> type[TokenReducer]:
         """Return a method's class. Raises UserError for an unknown one, and with the reason for one that failed."""
         if name in self._classes:
             return self._classes[name]
-        if name in self._builtin and name not in self.failures:
+        if name in self._builtin:
             self._load_builtin(name)
             if name in self._classes:
                 return self._classes[name]
@@ -141,6 +141,7 @@ class Zoo:
             check_class(classes[name])
             self._classes[name] = classes[name]
         except Exception as error:
+            del self._builtin[name], self._owners[name]
             self._fail(name, reason(error))
 
     def _fail(self, name: str, why: str) -> None:
@@ -244,7 +245,8 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
         why = reason(error)
         zoo._fail(plugin.name, why)
         for cls in additions.classes:
-            if name := getattr(cls, "name", ""):
+            name = getattr(cls, "name", "")
+            if name and name not in zoo._owners:
                 zoo.failures.setdefault(name, f"its plugin '{plugin.name}' failed: {why}")
         return
     zoo.plugins.append(plugin)
