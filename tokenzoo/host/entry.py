@@ -114,7 +114,7 @@ def see_source(
     else:
         tokens = source.tokens
         assert source.projected is not None
-        tokens.features, tokens.text_embeddings = source.projected.to(embeddings.dtype), text
+        tokens.features, tokens.text_embeddings = source.projected.to(embeddings), text
     reduce(tokens)
     if tokens.anchors is not None:
         source.tokens = tokens

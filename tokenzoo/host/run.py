@@ -122,7 +122,7 @@ class Run:
         return ((), {**kwargs, **changed}) if changed or args else None
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.prefilling = False
+        self.prefilling, self.step = False, None
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
