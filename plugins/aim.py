@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tokenzoo import Reduction, Source, TokenReducer, UserError, Workload, ops
+from tokenzoo import Reduction, Source, TokenReducer, UnsupportedError, UserError, Workload, ops
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +24,17 @@ WINDOWS = {28: (14, 22), 32: (13, 21)}
 class AIM(TokenReducer):
     """Adaptive inference: token merging and PageRank pruning.
 
-    **Merge**, each view (image, frame) on its own, in rounds that at most halve it until ceil(retention
-    · t) of its t tokens are left (`rounding="down"`: floor, as the paper's tables count). Even tokens are paired with
-    their most similar odd token (`ops.bipartite_match`), merged ones become the plain mean. `merge_at="auto"`: before
-    the projector by the last encoder layer's keys where the encoder has a CLS token and the image is one view
+    **Merge**, each view (image, frame) on its own, in rounds that at most halve it until ceil(retention · t) of its t
+    tokens are left (`rounding="down"`: floor, as the paper's tables count). Even tokens are paired with their most
+    similar odd token (`ops.bipartite_match`), merged ones become the plain mean. `merge_at="auto"`: before the
+    projector by the last encoder layer's keys where the encoder has a CLS token and the image is one view
     (LLaVA-1.5), else as the embeddings enter the LLM, by the embeddings themselves (LLaVA-OneVision).
 
-    **Prune**: layer i+1 sees int(rate(i) · V) of the V visual tokens that entered, those of highest
-    importance after layer i (`layer.importance`), with rate(i) = max(0, 1 - (i - l1 + 1) · slope) from layer l1 on and
-    slope = 1 / (l2 - l1). `prune_before=True` prunes one layer earlier: layer i itself sees rate(i), which is how the
-    paper's tables are priced. Text is never pruned, positions are kept.
+    **Prune**: layer i+1 sees int(rate(i) · V) of the V visual tokens that entered, those of highest importance after
+    layer i (`layer.importance`), with rate(i) = max(0, 1 - (i - l1 + 1) · slope) from layer l1 on and slope = 1 / (l2
+    - l1); l1 and l2 are the paper's for 28 and 32 layers and keep the former's shares at other depths. Where
+    `prune_before=True`, pruning comes one layer earlier: layer i itself sees rate(i), which is how the paper's tables
+    are priced. Text is never pruned, positions are kept.
 
     The released code masks instead of dropping, so masked tokens still vote in the first PageRank iteration of later
     layers; it protects the first sample's text in every sample of a batch, and left padding turns its scores NaN.
@@ -59,6 +60,8 @@ class AIM(TokenReducer):
 
     def check_model(self, family: Any, architecture: Any) -> None:
         self._window(architecture.layers)
+        if self.merge_at == "before_projector" and not architecture.encoder_layers:
+            raise UnsupportedError("A bare decoder has no projector to merge before. Set merge_at=pre_llm, or auto.")
 
     # --- merging ------------------------------------------------------------------------------------------------
 
@@ -66,8 +69,10 @@ class AIM(TokenReducer):
         return self.merge_at == "before_projector" or (self.merge_at == "auto" and has_cls and views == 1)
 
     def _target(self, tokens: int) -> int:
+        """How many of a view's tokens are left in the end: at least one of any."""
         exact = self.retention * tokens
-        return math.ceil(exact - 1e-9) if self.rounding == "up" else max(min(tokens, 1), math.floor(exact + 1e-9))
+        rounded = math.ceil(exact - 1e-9) if self.rounding == "up" else math.floor(exact + 1e-9)
+        return max(rounded, min(tokens, 1))
 
     def _removals(self, tokens: int) -> list[int]:
         """How many of a view's tokens each round removes."""

@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 class PruMerge(TokenReducer):
     """Before the projector, per view: select by the encoder's attention, merge each kept token's neighbours into it.
 
-    Attention a: softmax(q_cls Kᵀ / √C) of the last encoder layer's projections, heads concatenated.
-    Without a CLS token (SigLIP) the query is the mean of the patches' queries. Kept: the int(N · share) highest, share
-    being that of outliers, a > Q3 + 1.5 · IQR (`mode="adaptive"`), or `ratio` ("fixed"). Merge: to each
-    kept x_i add Σ a_j x_j over its `neighbours` most similar tokens by key; one extra token, Σ a_j x_j over those
-    not kept, ends each view. Order: descending attention, extra last.
+    Attention a: softmax(q_cls Kᵀ / √C) of the last encoder layer's projections, heads concatenated. Without a CLS
+    token (SigLIP) the query is the mean of the patches' queries. Kept: the int(N · share) highest, share being that
+    of outliers, a > Q3 + 1.5 · IQR (`mode="adaptive"`), or `ratio` ("fixed"). Merge: to each kept x_i add Σ a_j x_j
+    over its `neighbours` most similar tokens by key; one extra token, Σ a_j x_j over those not kept, ends each view.
+    Order: descending attention, extra last.
 
     `tokens` sets an exact budget for each image or video, extra tokens included, spread evenly over its views (at
-    least the extra token for each).
-    The released code finds outliers over the whole batch at once; here each view has its own. A view whose budget
-    is all its tokens is left alone.
+    least the extra token for each). A view whose budget is all its tokens is left alone. The released code finds
+    outliers over the whole batch at once; here each view has its own.
     """
 
     mode: Literal["adaptive", "fixed"] = "adaptive"

@@ -100,16 +100,12 @@ def pagerank(
     [N] in float32. Holds one head's causal half of M at a time, or a few small heads', never heads × N × N.
     """
     (heads, tokens, width), kv_heads = query.shape, len(key)
-    if query.device.type == "cpu":  # half-precision products are emulated there, 10 times slower
-        query, key = query.float(), key.float()
+    # on CPUs half-precision products are emulated, 10 times slower
+    precision = torch.float32 if query.device.type == "cpu" else query.dtype
     query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
     squares = torch.zeros(tokens, device=query.device)
-    future = torch.ones(_PAGERANK_ROWS, _PAGERANK_ROWS, dtype=torch.bool, device=query.device).triu(1)
     for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens):
-        blocks = [
-            (start, stop, _transition_block(query[kv, part, start:stop], key[kv, :stop], future, scaling / temperature))
-            for start, stop in _row_blocks(tokens)
-        ]
+        blocks = _transition_blocks(query[kv, part], key[kv].to(precision), scaling / temperature)
         rank = torch.full((len(blocks[0][2]), 1, tokens), 1 / tokens, device=query.device) if blocks else squares[None]
         for _ in range(iterations):
             moved = torch.zeros_like(rank)
@@ -117,16 +113,22 @@ def pagerank(
                 moved[..., :stop] += torch.bmm(rank[..., start:stop], transition)
             rank = moved.mul_(1 - damping).add_(damping / tokens) if damping else moved
         squares += rank.square().sum((0, 1))
+        del blocks  # before the next heads' are made
     return (squares / heads).sqrt()
 
 
-def _transition_block(query: Tensor, key: Tensor, future: Tensor, scale: float) -> Tensor:
-    """Rows of M: query [kv, group, rows, d] against key [kv, columns, d] -> [kv · group, rows, columns]."""
-    kv_heads, group, rows, width = query.shape
-    logits = torch.bmm(query.reshape(kv_heads, group * rows, width), key.transpose(1, 2)).float().mul_(scale)
-    logits = logits.view(kv_heads * group, rows, -1)
-    logits[..., -rows:].masked_fill_(future[:rows, :rows], -math.inf)
-    return logits.softmax(-1)
+def _transition_blocks(query: Tensor, key: Tensor, scale: float) -> list[tuple[int, int, Tensor]]:
+    """M of a chunk of heads: query [kv, group, N, d], key [kv, N, d] -> (start, stop, [kv · group, rows, stop])."""
+    kv_heads, group, tokens, width = query.shape
+    future = torch.ones(_PAGERANK_ROWS, _PAGERANK_ROWS, dtype=torch.bool, device=query.device).triu(1)
+    blocks = []
+    for start, stop in _row_blocks(tokens):
+        rows = query[:, :, start:stop].reshape(kv_heads, -1, width).to(key.dtype)
+        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).float().mul_(scale)
+        logits = logits.view(kv_heads * group, stop - start, stop)
+        logits[..., start:].masked_fill_(future[: stop - start, : stop - start], -math.inf)
+        blocks.append((start, stop, logits.softmax(-1)))
+    return blocks
 
 
 def pagerank_flops(tokens: int, heads: int, head_dim: int, iterations: int = 5) -> int:
