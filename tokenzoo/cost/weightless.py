@@ -9,8 +9,6 @@ and counts what the real one counts, for every method whose counts do not depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,9 +48,8 @@ class Weightless(TorchDispatchMode):
         if function._schema.is_mutable:
             return args[0] if is_hollow(args[0]) else function(*args, **kwargs)
         try:
-            with _untraced():
-                shapes = function(*tree_map(_meta, args), **tree_map(_meta, kwargs))
-        except (NotImplementedError, RuntimeError):  # the shape depends on values: computed on the zeros
+            shapes = function(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+        except NotImplementedError:  # the shape depends on the values: there are only zeros
             return function(*args, **kwargs)
         results = tree_flatten(shapes)[0]
         if any(isinstance(result, torch.Tensor) and result.dtype == torch.bool for result in results):
@@ -60,17 +57,6 @@ class Weightless(TorchDispatchMode):
         if function._schema.name in RANKING:
             return tree_map(_ranked(args), shapes)
         return tree_map(_filled, shapes)
-
-
-@contextmanager
-def _untraced() -> Iterator[None]:
-    """While fvcore traces, sizes are tensors, which shape functions refuse: suspend the tracer."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
-    try:
-        yield
-    finally:
-        torch._C._set_tracing_state(state)
 
 
 def _meta(value: Any) -> Any:
