@@ -185,7 +185,9 @@ def _load(files: tuple[Path, ...], registries: tuple[Path, ...]) -> Zoo:
     for name, entry in zoo.registry.methods.items():
         if entry.module:
             zoo._builtin[name] = entry.module
-            zoo._owners[name] = Plugin(name, "built-in", entry.module, PROJECT, __version__)
+            ours = zoo.registry.origins["methods", name].startswith(f"{registry.builtin_path()}:")
+            built_in = Plugin(name, "built-in", entry.module, PROJECT, __version__)
+            zoo._owners[name] = built_in if ours else Plugin(name, "registry", entry.module)
     for point, plugin in _entry_points(zoo):
         _add(zoo, plugin, point.load)
     for file in files:
@@ -237,7 +239,7 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
         for cls in additions.classes:
             check_version(getattr(cls, "requires_tokenzoo", ""))
             check_class(cls)
-        _check_names(zoo, [cls.name for cls in additions.classes])
+        _check_names(zoo, plugin, [cls.name for cls in additions.classes])
         zoo.registry.add(additions.fragment, plugin.origin)
     except Exception as error:
         if zoo.manager.is_registered(loaded):
@@ -380,10 +382,11 @@ def _returned(zoo: Zoo, loaded: Any, hook: str, kind: type) -> Any:
     return kind()
 
 
-def _check_names(zoo: Zoo, names: list[str]) -> None:
+def _check_names(zoo: Zoo, plugin: Plugin, names: list[str]) -> None:
+    """Names are free; a file given by hand may stand for the installed distribution it is the source of."""
     for name in names:
-        if name in zoo._owners:
-            owner = zoo._owners[name]
+        owner = zoo._owners.get(name)
+        if owner and (owner.kind, plugin.kind) != ("distribution", "file"):
             raise PluginError(f"the method name '{name}' is taken by {owner.origin} ({owner.kind}). Choose another.")
         if names.count(name) > 1:
             raise PluginError(f"it defines the method '{name}' twice.")

@@ -18,6 +18,7 @@ def command() -> None:
     warnings.simplefilter("ignore", PluginWarning)
     zoo = load_zoo()
     methods: dict[str, list[str]] = {}
+    extra: list[tuple[str, str, str, str]] = []
     for name in zoo.names():
         try:
             zoo.method(name)
@@ -25,7 +26,9 @@ def command() -> None:
             continue  # it is among the failures below
         plugin = zoo.info(name)
         methods.setdefault("tokenzoo" if plugin.kind == "built-in" else plugin.name, []).append(name)
-    rows = [("tokenzoo", "built-in", f"tokenzoo {__version__}", ", ".join(methods.get("tokenzoo", [])))]
+        if plugin.kind == "registry":
+            extra.append((plugin.name, plugin.kind, plugin.entry, name))
+    rows = [("tokenzoo", "built-in", f"tokenzoo {__version__}", ", ".join(methods.get("tokenzoo", []))), *extra]
     for plugin in zoo.plugins:
         rows.append((plugin.name, plugin.kind, plugin.origin, ", ".join(methods.get(plugin.name, [])) or "other hooks"))
     print_table(("Plugin", "Kind", "From", "Methods"), rows)
