@@ -106,7 +106,8 @@ class PruMerge(TokenReducer):
 
     def unpicked(self, picked: Tensor, total: int) -> Tensor:
         """The tokens that were not picked, ascending."""
-        taken = torch.zeros(total, device=picked.device).index_fill(0, picked, 1.0)
+        taken = torch.zeros(total, device=picked.device)
+        taken[picked] = 1.0
         return taken.argsort(stable=True)[: total - len(picked)]
 
     # --- numbers ------------------------------------------------------------------------------------------------

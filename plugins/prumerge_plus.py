@@ -42,7 +42,9 @@ class PruMergePlus(PruMerge):
         if self.official_duplicates:
             return torch.cat([ranked[: count - len(grid)], grid])
         # attended tokens by rank until count - len(grid) of them are off the grid; then the rest of the grid
-        off_grid = torch.ones(total, device=ranked.device).index_fill(0, grid, 0.0)[ranked] > 0
+        off_grid = torch.ones(total, dtype=torch.bool, device=ranked.device)
+        off_grid[grid] = False
+        off_grid = off_grid[ranked]
         missing = count - len(grid) - off_grid.cumsum(0)
         attended = torch.where(off_grid, missing >= 0, missing > 0)
         place = torch.arange(total, device=ranked.device)
