@@ -201,7 +201,7 @@ def _layers(cost: Any) -> Sheet:
 
 
 def _counted(model: Any, costs: list[Any], options: dict[str, Any]) -> Sheet:
-    from tokenzoo.cost.weightless import count_shape
+    from tokenzoo.cost.shape_models import count_shape
     from tokenzoo.plugins import load_zoo
     from tokenzoo.specification import split_methods
 
@@ -246,7 +246,7 @@ def _list(architectures: bool, hardware: bool) -> None:
         for name, entry in registry.hardware.items():
             gpu = load_hardware(name)
             peak = f"{gpu.flops['float16'] / 1e12:.1f}" if "float16" in gpu.flops else "–"
-            numbers = [peak, f"{gpu.bandwidth / 1e9:.0f}", f"{gpu.memory / 1e9:.0f}"]
-            sheet.add([name, " ".join(entry.get("aliases") or []), *numbers, gpu.source], name=name)
+            rates = [peak, f"{gpu.bandwidth / 1e9:.0f}", f"{gpu.memory / 1e9:.0f}"]
+            sheet.add([name, " ".join(entry.get("aliases") or []), *rates, gpu.source], name=name)
         sheets.append(sheet)
     show(sheets, "table")

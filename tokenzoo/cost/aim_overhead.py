@@ -8,6 +8,7 @@ products that the method executes (frame by frame 2.75 GFLOPs for the same mergi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from tokenzoo.cost.published import Cell, Paper, recompute
 from tokenzoo.workload import Architecture
@@ -42,7 +43,7 @@ def overhead_gflops(schedule: Sequence[int], text_tokens: int, decoder: Architec
     entered = 4 * schedule[0]
     share = entered // frames
     merging = frames * merging_flops(share, (share // 2, share // 4), decoder.hidden)
-    rows = [before + text_tokens for before, after in zip(schedule, schedule[1:], strict=False) if after < before]
+    rows = [before + text_tokens for before, after in pairwise(schedule) if after < before]
     pruning = pruning_flops(rows, decoder)
     return {"token_merging": merging / 1e9, "token_pruning": pruning / 1e9, "total": (merging + pruning) / 1e9}
 

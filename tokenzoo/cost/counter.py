@@ -41,7 +41,7 @@ FREE = frozenset(
     adjoint atleast_1d atleast_2d block_diag chunk column_stack diag diag_embed dsplit fill_diagonal_ hsplit mH mT
     matrix_H moveaxis numpy_T positive put_ select_copy swapaxes swapdims vsplit view_as_complex view_as_real
     warn where zero zero_ zeros zeros_like _local_scalar_dense _shape_as_tensor _to_copy _unsafe_view scatter_reduce_
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 #: Element-wise work and reductions: operations per element of the larger of input and output.
@@ -58,7 +58,7 @@ ELEMENTWISE: dict[str, int] = {
         sub_ sum tan tanh true_divide trunc var var_mean std_mean bernoulli exponential exponential_ multinomial
         avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d max_pool1d max_pool2d
         upsample_nearest2d
-        """.split(),
+        """.split(),  # noqa: SIM905
         1,
     ),
     **{"softmax": 5, "_softmax": 5, "log_softmax": 5, "logsumexp": 4, "cosine_similarity": 6, "normalize": 4},

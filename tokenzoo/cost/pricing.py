@@ -223,7 +223,8 @@ def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable
     layers = model.decoder.layers
     if reducer is None:
         return [workload.visual_tokens] * layers
-    for single in getattr(reducer, "reducers", (reducer,)):
+    singles: tuple[Any, ...] = getattr(reducer, "reducers", (reducer,))
+    for single in singles:
         wrong = [layer for layer in single.layers(layers) if not 0 <= layer < layers]
         if wrong:
             raise UserError(f"'{single}' acts after layer {wrong[0]}, but {model.name} has {layers} layers.")

@@ -54,8 +54,9 @@ def count_shape(model: ModelArchitecture, workload: Workload, reducer: Any = Non
 
 def build(model: ModelArchitecture) -> nn.Module:
     """The Hugging Face model of this shape on the meta device; raises UserError where the family is unknown."""
-    import transformers as hf
+    import transformers
 
+    hf: Any = transformers
     decoder, tower = model.decoder, model.vision
     text: dict[str, Any] = {
         "hidden_size": decoder.hidden,
@@ -68,9 +69,9 @@ def build(model: ModelArchitecture) -> nn.Module:
     }
     if tower is None or model.projector is None:
         raise UserError(f"'{model.name}' has no vision tower to run. Choose a whole model, such as llava-1.5-7b.")
-    tokens = {"image_token_index": IMAGE}
+    tokens: dict[str, Any] = {"image_token_index": IMAGE}
     if tower.kind == "vit":
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": tower.hidden,
             "num_hidden_layers": tower.layers,
             "num_attention_heads": tower.heads,
@@ -107,7 +108,7 @@ def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any,
     section = [head // 8, head * 3 // 16, head // 2 - head // 8 - head * 3 // 16]
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": section}
     tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START}
-    sizes = {
+    sizes: dict[str, Any] = {
         "depth": tower.layers,
         "num_heads": tower.heads,
         "patch_size": tower.patch,
