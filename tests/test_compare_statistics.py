@@ -29,6 +29,11 @@ def test_equal_answers_differ_in_nothing():
     assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
 
 
+def test_one_question_proves_nothing():
+    one = paired_difference([False], [True])
+    assert (one.value, one.low, one.high, one.p_value) == (-1, -1, 1, 1)
+
+
 def test_the_bootstrap_is_seeded():
     answers = [True] * 30 + [False] * 10
     assert paired_difference(answers, answers[::-1]) == paired_difference(answers, answers[::-1])

@@ -1,8 +1,8 @@
 """Compare methods on the same questions, the same model and the same clock; the result is rows.
 
-    from tokenzoo.compare import compare
-    from tokenzoo.comparison.settings import Settings
-    comparison = compare(Settings(methods="aim,fastv", limit=100))
+from tokenzoo.compare import compare
+from tokenzoo.comparison.settings import Settings
+comparison = compare(Settings(methods="aim,fastv", limit=100))
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from tokenzoo.bench.task import Question, Task
@@ -30,7 +31,6 @@ from tokenzoo.models import Checkpoint
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.plugins import Zoo, load_zoo
 from tokenzoo.store import Store
-
 
 #: An interquartile range of prefill above this share of the median tells of a busy machine.
 BUSY = 0.3
@@ -127,9 +127,7 @@ def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: S
     return notes
 
 
-def run_section(
-    plan: SectionPlan, methods: Sequence[tuple[str, Pipeline]], targets: Sequence[Target], runner: Runner
-) -> Section:
+def run_section(plan: SectionPlan, methods: Sequence[tuple[str, Pipeline]], targets: Sequence[Target], runner: Runner) -> Section:
     """Measure all methods on one model and one kind of input."""
     settings, checkpoint = runner.settings, plan.checkpoint
     questions = {task.name: questions_of(task, settings) for task in plan.tasks}
@@ -140,7 +138,7 @@ def run_section(
             if entry.candidate.status == "ok":
                 with _failures(entry.candidate, f"task {task}", runner):
                     runner.progress.say(f"{plan.title}: {entry.candidate.label} on {task}")
-                    entry.cells[task] = accuracy(checkpoint, entry.candidate.method, task, asked, runner)
+                    entry.cells[task] = accuracy(checkpoint, entry.candidate.pipeline, task, asked, runner)
     timed_task = plan.tasks[0].name
     if settings.timing:
         _time(plan, measured, timed_task, questions[timed_task][0], runner)
@@ -157,9 +155,7 @@ def run_section(
     )
 
 
-def accuracy(
-    checkpoint: Checkpoint, method: Pipeline, task: str, asked: Sequence[Question], runner: Runner
-) -> dict[str, Any]:
+def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Sequence[Question], runner: Runner) -> dict[str, Any]:
     """One accuracy cell, from the store or measured."""
     size = runner.settings.batch_size
     return runner.cell(
@@ -200,20 +196,17 @@ def _time(plan: SectionPlan, measured: Sequence[Measured], task: str, question: 
     settings = runner.settings
     while True:
         running = {entry.candidate.label: entry for entry in measured if entry.candidate.status == "ok"}
-        methods = {label: entry.candidate.method for label, entry in running.items()}
+        methods = {label: entry.candidate.pipeline for label, entry in running.items()}
         if not methods:
             return
         runner.progress.say(f"{plan.title}: timing")
         identity = timing_identity(plan.checkpoint, methods, task, question, settings.rounds, settings.new_tokens)
+        measure = partial(
+            cells.timing_cell, plan.checkpoint, methods, question, settings.rounds, settings.new_tokens,
+            partial(_advance, runner, len(methods)),
+        )  # fmt: skip
         try:
-            result = runner.cell(
-                identity,
-                settings.rounds * len(methods),
-                lambda methods=methods: cells.timing_cell(
-                    plan.checkpoint, methods, question, settings.rounds, settings.new_tokens,
-                    lambda done: runner.progress.advance(len(methods)),
-                ),
-            )  # fmt: skip
+            result = runner.cell(identity, settings.rounds * len(methods), measure)
         except MethodError as error:
             with _failures(running[error.method].candidate, "timing", runner):
                 raise error.__cause__ or error from None
@@ -221,6 +214,10 @@ def _time(plan: SectionPlan, measured: Sequence[Measured], task: str, question: 
         for label, timed in cells.read_timing(result).items():
             running[label].timed = timed
         return
+
+
+def _advance(runner: Runner, steps: int, done: int) -> None:
+    runner.progress.advance(steps)
 
 
 @contextlib.contextmanager

@@ -55,9 +55,7 @@ def most_within(method: Pipeline, cost: Callable[[Pipeline], float], limit: floa
     return max(fitting, key=lambda candidate: candidate.cost)
 
 
-def settings_near(
-    method: Pipeline, cost: Callable[[Pipeline], float], target: float, evaluations: int
-) -> list[Match]:
+def settings_near(method: Pipeline, cost: Callable[[Pipeline], float], target: float, evaluations: int) -> list[Match]:
     """The settings that a bisection of the retention tries; `cost` must not fall as retention rises.
 
     Retentions that the method refuses count as too small. Raises UnreachableError, in the method's words, where it refuses all.

@@ -15,7 +15,8 @@ from rich.console import Console
 from tokenzoo.comparison.rows import Comparison, Price, Quoted, Row, Section, TaskScore, Timing
 from tokenzoo.comparison.statistics import Spread, paired_difference, wilson
 from tokenzoo.report import plots
-from tokenzoo.report.columns import accuracy_column, all_columns, prefill_column, ranking
+from tokenzoo.report.column import ranking
+from tokenzoo.report.columns import accuracy_column, all_columns, prefill_column
 from tokenzoo.report.data import comparison_csv, comparison_json
 from tokenzoo.report.html import html
 from tokenzoo.report.latex import document, escape
@@ -59,7 +60,8 @@ def row(label, right, share, ratio=None):
 def comparison():
     rows = [
         row("none", 188, 1.0, 1.0), row("random", 120, 0.25), row("aim", 186, 0.25), row("fastv:K=3,R=0.75", 184, 0.27),
-        row("slow_&_50%_{odd}", 150, 0.9, 1.3), Row("broken", "broken", "failed", "ZeroDivisionError: no <token> & no $ (task a)"),
+        row("slow_&_50%_{odd}", 150, 0.9, 1.3), 
+        Row("broken", "broken", "failed", "ZeroDivisionError: no <token> & no $ (task a)"),
     ]  # fmt: skip
     quoted = [Quoted("aim", "AIM (high)", "aim-iccv2025, image_benchmarks", "vicuna-7b", {"GQA": 58.6, "MME": 1443.5})]
     section = Section("embedded:llava", "image", TASKS, rows, 200, {"attribute": 0.15}, "Timed.", quoted)
@@ -162,8 +164,8 @@ def test_plots_are_drawn_for_every_row(comparison, tmp_path):
 
 
 def test_the_pareto_front_is_what_nothing_beats(comparison):
-    rows = comparison.sections[0].rows[:5]
-    assert [row.label for row in plots.pareto_front(rows)] == ["aim", "none"]
+    points = plots.points_of(comparison.sections[0])
+    assert [point.label for point in plots.pareto_front(points)] == ["aim", "none"]
 
 
 def test_only_measured_and_computed_columns_stand_beside_our_rows(comparison):

@@ -54,7 +54,7 @@ class Timed:
 
 
 def time_methods(
-    model: torch.nn.Module,
+    model: Any,
     inputs: Mapping[str, Any],
     methods: Mapping[str, Any],
     rounds: int = 5,
@@ -91,7 +91,7 @@ def _blaming(method: str) -> Iterator[None]:
         raise MethodError(method) from error
 
 
-def _one_round(model: torch.nn.Module, inputs: Mapping[str, Any], method: Any, new_tokens: int) -> Round:
+def _one_round(model: Any, inputs: Mapping[str, Any], method: Any, new_tokens: int) -> Round:
     with tokenzoo.apply(model, method):
         prefill = milliseconds(lambda: _prefill(model, inputs), model.device)
         first, per_token = _generate(model, inputs, new_tokens)
@@ -127,19 +127,17 @@ def synchronize(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def _prefill(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
+def _prefill(model: Any, inputs: Mapping[str, Any]) -> Any:
     return model(**inputs, use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()
-def _generate(model: torch.nn.Module, inputs: Mapping[str, Any], new_tokens: int) -> tuple[float, float]:
+def _generate(model: Any, inputs: Mapping[str, Any], new_tokens: int) -> tuple[float, float]:
     """Milliseconds to the first new token, and per token after it."""
     clock = _TokenClock(model.device)
     synchronize(model.device)
     began = time.perf_counter()
-    model.generate(
-        **inputs, streamer=clock, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens
-    )
+    model.generate(**inputs, streamer=clock, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
     first, last = clock.times[1], clock.times[-1]
     count = len(clock.times) - 2
     return (first - began) * 1000, (last - first) * 1000 / count if count > 0 else float("nan")
@@ -184,7 +182,7 @@ def watch_hooks(method: Any, device: torch.device) -> tuple[Any, list[float]]:
     return dataclasses.replace(method, reducers=tuple(watch(reducer) for reducer in method.reducers)), spent
 
 
-def environment(model: torch.nn.Module | None = None) -> dict[str, Any]:
+def environment(model: Any = None) -> dict[str, Any]:
     """What a time depends on besides the method: machine, threads, versions, precision, attention backend."""
     import transformers
 

@@ -57,7 +57,7 @@ def views_of(checkpoint: Any, inputs: dict[str, Any], originals: Any, count: int
     """The pictures as the model sees them (cropped and scaled, colours restored); the originals where that is unclear."""
     import numpy as np
 
-    processor = checkpoint.image_processor or getattr(checkpoint.processor, "image_processor", None)
+    processor: Any = checkpoint.image_processor or getattr(checkpoint.processor, "image_processor", None)
     pixels = inputs["pixel_values_videos"] if "pixel_values_videos" in inputs else inputs.get("pixel_values")
     if pixels is None or pixels.ndim < 4 or not getattr(processor, "image_mean", None):
         return _originals(originals, count)

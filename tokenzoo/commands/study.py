@@ -13,7 +13,9 @@ NAMES = ("tradeoff", "overhead", "layers", "text-tokens")
 
 @click.command("study")
 @click.argument("name", type=click.Choice(NAMES))
-@click.option("--model", default="embedded:llava", show_default=True, help="embedded:llava, embedded:onevision, a directory, a Hub id.")
+@click.option(
+    "--model", default="embedded:llava", show_default=True, help="embedded:llava, embedded:onevision, a directory, a Hub id."
+)
 @click.option("--tasks", default="image", show_default=True, help="Tasks of one kind: image, video, or names.")
 @click.option("--limit", default=60, show_default=True, type=click.IntRange(min=1), help="Questions per task.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the questions.")
@@ -70,7 +72,9 @@ def _print(study: Any) -> None:
     console.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
     console.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
     console.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
-    console.print(Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold"))
+    console.print(
+        Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold")
+    )
     for note in study.notes:
         console.print(Text(note, style="dim"))
 

@@ -75,9 +75,7 @@ def _own_budget(
     return Budget(name, amount, unit, own, pick(price(architecture, workload)))
 
 
-def _calibrate(
-    method: Pipeline, plan: SectionPlan, questions: Sequence[Question], settings: Settings
-) -> dict[str, Any]:
+def _calibrate(method: Pipeline, plan: SectionPlan, questions: Sequence[Question], settings: Settings) -> dict[str, Any]:
     """What a data-dependent method keeps on the first questions."""
     return cells.accuracy_cell(plan.checkpoint, method, questions[:CALIBRATION], settings.batch_size)
 

@@ -28,7 +28,13 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return self.label.split("@")[0].split(":")[0]
+        return self.method.name if self.method is not None else self.label.split("@")[0].split(":")[0].split()[0]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The method of a candidate that was not refused."""
+        assert self.method is not None, f"'{self.label}' was refused"
+        return self.method
 
 
 def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
@@ -49,7 +55,7 @@ def at_retentions(methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[
         for text, method in methods:
             if method.name == "none":
                 continue
-            label = f"{text} {percent(retention)}"
+            label = f"{text} {100 * retention:g}%"
             try:
                 setting = method.at_retention(retention)
                 candidates.append(Candidate(label, setting, note=f"set to {setting}"))

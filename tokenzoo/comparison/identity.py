@@ -86,7 +86,7 @@ def questions_digest(questions: Iterable[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: Any) -> str:
     """A digest of a model: its config, and of every weight the name, the shape and 64 values spread over it."""
     if model not in _FINGERPRINTS:
         digest = hashlib.sha256(model.config.to_json_string().encode())

@@ -68,7 +68,9 @@ def paired_difference(method: Sequence[bool], reference: Sequence[bool], seed: i
     lost, won = int((change < 0).sum()), int((change > 0).sum())
     value = float(change.mean()) if len(change) else float("nan")
     low = high = value
-    if lost + won:
+    if len(change) == 1:
+        low, high = -1.0, 1.0  # one question says nothing about others
+    elif lost + won:
         found = bootstrap(
             (change,), np.mean, confidence_level=CONFIDENCE, n_resamples=2000, method="percentile",
             vectorized=True, random_state=np.random.default_rng(seed),

@@ -37,7 +37,6 @@ def rows_of(measured: Sequence[Measured], kind: str, targets: Sequence[Target]) 
     for one in measured:
         row = Row(one.candidate.name, one.candidate.label, one.candidate.status, one.candidate.note)
         if one.candidate.method is not None:
-            row.method = one.candidate.method.name
             row.parameters = {reducer.name: reducer.parameters for reducer in one.candidate.method.reducers}
         if row.status == "ok":
             _accuracy(row, one, none if one is not none else None)
@@ -97,10 +96,7 @@ def _weights(one: Measured) -> list[int]:
 
 
 def _weighted(one: Measured, name: str) -> list[list[float]]:
-    return [
-        [weight * value for value in cell[name]]
-        for weight, cell in zip(_weights(one), one.cells.values(), strict=True)
-    ]
+    return [[weight * value for value in cell[name]] for weight, cell in zip(_weights(one), one.cells.values(), strict=True)]
 
 
 def _total(one: Measured, name: str) -> float:
@@ -138,7 +134,7 @@ def _prices(row: Row, one: Measured, kind: str, targets: Sequence[Target]) -> No
         if not target.takes(kind):
             continue
         try:
-            row.prices[target.text] = target.price(kind, one.candidate.method, trace)
+            row.prices[target.text] = target.price(kind, one.candidate.pipeline, trace)
         except UserError as error:
             row.note = f"{row.note} No price on {target.text}: {error}".strip()
 

@@ -7,33 +7,15 @@ rows of their own (`Quoted`), since they were run with other settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from tokenzoo.comparison.rows import Quoted, Row, Section, TaskScore
 from tokenzoo.comparison.statistics import Spread
+from tokenzoo.report.column import Column, Origin
 from tokenzoo.report.numbers import MISSING, binary_bytes, percent, si
 
-Origin = Literal["measured", "computed"]
 #: Stands behind a ratio where a method is slower than `none`.
 SLOWER = "!"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its heading (and unit), how a row's cell reads, and the number it is ranked and exported by.
-
-    `numbers` are the plain figures behind the cell, by the name they have in CSV. `better` says which way is better;
-    None is not ranked.
-    """
-
-    title: str
-    unit: str
-    origin: Origin
-    text: Callable[[Row], str]
-    value: Callable[[Row], float | None]
-    better: Literal["higher", "lower"] | None = None
-    numbers: Callable[[Row], dict[str, float | None]] | None = None
 
 
 def summary_columns(section: Section) -> list[Column]:
@@ -73,28 +55,8 @@ COLUMN_GROUPS = (summary_columns, task_columns, detail_columns, price_columns)
 
 def all_columns(section: Section) -> list[Column]:
     """Every column, for wide output: measured ones first, then computed, then quoted."""
-    columns = [
-        column
-        for group in COLUMN_GROUPS
-        for column in group(section)
-    ]
+    columns = [column for group in COLUMN_GROUPS for column in group(section)]
     return sorted(columns, key=lambda column: ("measured", "computed").index(column.origin))
-
-
-def ranking(column: Column, rows: Sequence[Row]) -> dict[int, Literal["best", "second"]]:
-    """The positions of the best and second best rows (ties share a place), the baseline `none` left out."""
-    if column.better is None:
-        return {}
-    values = {
-        index: round(value, 9)
-        for index, row in enumerate(rows)
-        if not row.is_baseline and row.status == "ok" and (value := column.value(row)) is not None and value == value
-    }
-    places = sorted(set(values.values()), reverse=column.better == "higher")[:2]
-    if len(places) < 2:
-        return {}
-    names: tuple[Literal["best", "second"], ...] = ("best", "second")
-    return {index: names[places.index(value)] for index, value in values.items() if value in places}
 
 
 # --- the columns ----------------------------------------------------------------------------------------------------
@@ -160,6 +122,11 @@ def difference_column() -> Column:
     return Column("Δ none", "points", "measured", text, lambda row: None, None, numbers)
 
 
+def _timed(name: str) -> Callable[[Row], Spread | None]:
+    """One of the spreads of a row's timing, where it was timed."""
+    return lambda row: getattr(row.timing, name) if row.timing else None
+
+
 def _spread_column(
     title: str,
     unit: str,
@@ -188,19 +155,19 @@ def _spread_column(
 
 
 def prefill_column() -> Column:
-    return _spread_column("Prefill", "ms", "prefill_ms", lambda row: row.timing and row.timing.prefill_ms, 1)
+    return _spread_column("Prefill", "ms", "prefill_ms", _timed("prefill_ms"), 1)
 
 
 def first_token_column() -> Column:
-    return _spread_column("First token", "ms", "first_token_ms", lambda row: row.timing and row.timing.first_token_ms, 1)
+    return _spread_column("First token", "ms", "first_token_ms", _timed("first_token_ms"), 1)
 
 
 def decode_column() -> Column:
-    return _spread_column("Decode", "ms/token", "decode_ms", lambda row: row.timing and row.timing.decode_ms, 2)
+    return _spread_column("Decode", "ms/token", "decode_ms", _timed("decode_ms"), 2)
 
 
 def method_column() -> Column:
-    return _spread_column("Own", "ms", "method_ms", lambda row: row.timing and row.timing.method_ms, 1, None)
+    return _spread_column("Own", "ms", "method_ms", _timed("method_ms"), 1, None)
 
 
 def _ratio_column(title: str, name: str, get: Callable[[Row], Spread | None], flag: bool) -> Column:
@@ -220,11 +187,11 @@ def _ratio_column(title: str, name: str, get: Callable[[Row], Spread | None], fl
 
 
 def ratio_column() -> Column:
-    return _ratio_column("Prefill", "prefill_ratio", lambda row: row.timing and row.timing.prefill_ratio, True)
+    return _ratio_column("Prefill", "prefill_ratio", _timed("prefill_ratio"), True)
 
 
 def decode_ratio_column() -> Column:
-    return _ratio_column("Decode", "decode_ratio", lambda row: row.timing and row.timing.decode_ratio, False)
+    return _ratio_column("Decode", "decode_ratio", _timed("decode_ratio"), False)
 
 
 def _number_column(

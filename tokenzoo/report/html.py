@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
 from tokenzoo.report import plots
-from tokenzoo.report.columns import SLOWER, Column, all_columns, benchmarks, quoted_cells, ranking
+from tokenzoo.report.column import Column, ranking
+from tokenzoo.report.columns import SLOWER, all_columns, benchmarks, quoted_cells
 from tokenzoo.report.table import subtitle
 
 TEMPLATE = """<!DOCTYPE html>
@@ -54,8 +55,10 @@ the ratios within a round.</p>
 <p class="note">{{ section.subtitle }}. {{ section.timed_on }}</p>
 <div class="wide"><table>
 <thead>
-<tr><th></th>{% for origin, width in section.groups %}<th colspan="{{ width }}" class="{{ origin }}">{{ origin }}</th>{% endfor %}</tr>
-<tr><th>Method</th>{% for column in section.columns %}<th>{{ column.title }}<br><small>{{ column.unit }}</small></th>{% endfor %}</tr>
+<tr><th></th>
+{% for origin, width in section.groups %}<th colspan="{{ width }}" class="{{ origin }}">{{ origin }}</th>{% endfor %}</tr>
+<tr><th>Method</th>
+{% for column in section.columns %}<th>{{ column.title }}<br><small>{{ column.unit }}</small></th>{% endfor %}</tr>
 </thead>
 <tbody>
 {% for row in section.rows %}

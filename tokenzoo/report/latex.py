@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from tokenzoo.comparison.rows import Comparison, Section
-from tokenzoo.report.columns import Column, all_columns, benchmarks, quoted_cells, ranking
+from tokenzoo.report.column import Column, ranking
+from tokenzoo.report.columns import all_columns, benchmarks, quoted_cells
 
 PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
 ORIGINS = {"measured": "Measured", "computed": "Computed"}

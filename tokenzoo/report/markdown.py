@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
-from tokenzoo.report.columns import COLUMN_GROUPS, Column, benchmarks, quoted_cells, ranking
+from tokenzoo.report.column import Column, ranking
+from tokenzoo.report.columns import COLUMN_GROUPS, benchmarks, quoted_cells
 from tokenzoo.report.table import subtitle
 
 MARKS = {"best": "**{}**", "second": "<u>{}</u>"}

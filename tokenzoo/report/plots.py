@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenzoo.comparison.rows import Row, Section
+from tokenzoo.comparison.rows import Section
+from tokenzoo.comparison.statistics import Interval
 from tokenzoo.errors import FailedError
 
 #: Okabe and Ito's palette, told apart by colour-blind readers; with the markers it also survives grey print.
@@ -29,36 +31,53 @@ def figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
     return drawn, axes
 
 
+@dataclass(frozen=True)
+class Point:
+    """A row of the accuracy–FLOPs plot."""
+
+    label: str
+    share: float
+    accuracy: Interval
+
+
+def points_of(section: Section) -> list[Point]:
+    """The rows that have both an accuracy and a share of the LLM's FLOPs."""
+    return [
+        Point(row.label, row.llm_share, row.overall.accuracy)
+        for row in section.rows
+        if row.overall is not None and row.llm_share is not None
+    ]
+
+
 def pareto(section: Section) -> Any:
     """Accuracy (95 % interval) against FLOPs relative to `none`; the dashed line joins what nothing beats."""
-    rows = [row for row in section.rows if row.overall and row.llm_share is not None]
+    points = points_of(section)
     drawn, axes = figure()
-    for index, row in enumerate(rows):
-        interval = row.overall.accuracy
-        value = 100 * interval.value
-        error = [[value - 100 * interval.low], [100 * interval.high - value]]
+    for index, point in enumerate(points):
+        value = 100 * point.accuracy.value
+        error = [[value - 100 * point.accuracy.low], [100 * point.accuracy.high - value]]
         axes.errorbar(
-            100 * row.llm_share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
-            elinewidth=0.9, markersize=6, linestyle="none", label=row.label,
+            100 * point.share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
+            elinewidth=0.9, markersize=6, linestyle="none", label=point.label,
         )  # fmt: skip
-    front = pareto_front(rows)
+    front = pareto_front(points)
     axes.plot(
-        [100 * row.llm_share for row in front], [100 * row.overall.accuracy.value for row in front],
+        [100 * point.share for point in front], [100 * point.accuracy.value for point in front],
         color="#888888", linewidth=1, linestyle="--", zorder=1,
     )  # fmt: skip
     axes.set_xlabel("LLM FLOPs, % of none (computed, the method's own included)")
     axes.set_ylabel("Accuracy, % (measured, 95 % interval)")
     axes.set_title(section.title, fontsize=10)
-    _legend(axes, len(rows))
+    _legend(axes, len(points))
     return drawn
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats in both accuracy and FLOPs, cheapest first."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.llm_share, -row.overall.accuracy.value)):
-        if not front or row.overall.accuracy.value > front[-1].overall.accuracy.value:
-            front.append(row)
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both accuracy and FLOPs, cheapest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.share, -point.accuracy.value)):
+        if not front or point.accuracy.value > front[-1].accuracy.value:
+            front.append(point)
     return front
 
 

@@ -16,7 +16,6 @@ from tokenzoo.comparison.statistics import spread, wilson
 from tokenzoo.report.numbers import si
 from tokenzoo.store import Cell
 
-
 #: Left out of the table on the terminal; CSV has them.
 HIDDEN = ("low", "high", "seed", "tokenzoo", "torch", "transformers", "rounds", "machine")
 

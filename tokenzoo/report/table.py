@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
-from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, Column, benchmarks, quoted_cells, ranking
+from tokenzoo.report.column import Column, ranking
+from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, benchmarks, quoted_cells
+from tokenzoo.report.numbers import MISSING
 
 COLORS = {"measured": "green", "computed": "cyan", "quoted": "magenta"}
 STYLES = {"best": "bold", "second": "underline"}
@@ -31,7 +33,7 @@ def section_tables(section: Section) -> RenderableType:
     if section.published:
         parts.append(quoted_table(section))
     parts += [
-        Text(f"{SLOWER} {row.label} is slower than none ({row.timing.prefill_ratio.median:.2f} times its prefill).", style="red")
+        Text(f"{SLOWER} {row.label} is slower than none ({_ratio(row)} times its prefill).", style="red")
         for row in section.rows
         if row.timing and row.timing.slower and not row.is_baseline
     ]
@@ -39,6 +41,10 @@ def section_tables(section: Section) -> RenderableType:
     parts += [Text(f"{row.label}: {row.status}: {row.note}", style="red") for row in problems]
     parts += [Text(f"{row.label}: {row.note}", style="dim") for row in section.rows if row.status == "ok" and row.note]
     return Group(*parts)
+
+
+def _ratio(row: Row) -> str:
+    return f"{row.timing.prefill_ratio.median:.2f}" if row.timing and row.timing.prefill_ratio else MISSING
 
 
 def subtitle(section: Section) -> str:

@@ -10,8 +10,9 @@ from tokenzoo.bench.task import Question
 from tokenzoo.compare import Progress, Runner, Silent, accuracy, questions_of
 from tokenzoo.comparison.candidates import Candidate
 from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
-from tokenzoo.comparison.rows import Row
+from tokenzoo.comparison.rows import Row, TaskScore
 from tokenzoo.comparison.settings import Settings
+from tokenzoo.comparison.statistics import Difference, paired_difference
 from tokenzoo.comparison.summary import Measured, rows_of
 from tokenzoo.cost import ModelArchitecture, architecture_of
 from tokenzoo.errors import UserError
@@ -45,6 +46,7 @@ class Lab:
     runner: Runner
     plan: SectionPlan
     questions: dict[str, list[Question]]
+    correct: dict[str, list[bool]] = field(default_factory=dict)
 
     @property
     def architecture(self) -> ModelArchitecture:
@@ -69,15 +71,19 @@ class Lab:
         for task, asked in self.questions.items():
             for one in measured:
                 self.runner.progress.say(f"{one.candidate.label} on {task}")
-                one.cells[task] = accuracy(self.plan.checkpoint, one.candidate.method, task, asked, self.runner)
+                one.cells[task] = accuracy(self.plan.checkpoint, one.candidate.pipeline, task, asked, self.runner)
+        for one in measured:
+            self.correct[one.candidate.label] = [answer.correct for task in one.cells for answer in one.predictions(task)]
         return rows_of(measured, self.plan.kind, [])
 
+    def difference(self, label: str, reference: str) -> Difference:
+        """The paired difference of two measured methods' accuracies."""
+        return paired_difference(self.correct[label], self.correct[reference])
 
-def open_lab(
-    model: str, tasks: str, limit: int, seed: int, store: Store | None, progress: Progress | None, fresh: bool
-) -> Lab:
+
+def open_lab(model: str, tasks: str, limit: int, seed: int, store: Store | None, progress: Progress | None, fresh: bool) -> Lab:
     """Load the model and draw the questions; `tasks` must be of one kind of input that the model takes."""
-    settings = Settings(methods=["none"], model=model, tasks=tasks, limit=limit, seed=seed, timing=False)
+    settings = Settings(methods=["none"], model=[model], tasks=[tasks], limit=limit, seed=seed, timing=False)
     zoo = load_zoo()
     plans = plan_sections(settings, tasks_of(settings.tasks, zoo))
     if len(plans) != 1:
@@ -86,32 +92,48 @@ def open_lab(
     return Lab(runner, plans[0], {task.name: questions_of(task, settings) for task in plans[0].tasks})
 
 
+def score(row: Row) -> TaskScore:
+    """A row's score over all tasks; in a study every row has one."""
+    assert row.overall is not None
+    return row.overall
+
+
 def accuracy_text(row: Row) -> str:
     """`58.2 [55 61]`, in percent with the 95 % interval."""
-    interval = row.overall.accuracy
+    interval = score(row).accuracy
     return f"{100 * interval.value:.1f} [{100 * interval.low:.0f} {100 * interval.high:.0f}]"
 
 
 def difference_text(row: Row) -> str:
     """The paired difference to `none` in points, with a star where it is significant."""
-    difference = row.overall.difference
-    return "–" if difference is None else f"{100 * difference.value:+.1f}{'*' if difference.significant else ''}"
+    difference = score(row).difference
+    return "–" if difference is None else change(difference)
 
 
 def points(row: Row) -> float:
     """Accuracy in percent."""
-    return 100 * row.overall.accuracy.value
+    return 100 * score(row).accuracy.value
 
 
 def lost(row: Row) -> bool:
     """Whether accuracy is significantly lower than that of `none` (McNemar's exact test, p < 0.05)."""
-    difference = row.overall.difference
-    return difference is not None and difference.significant and difference.value < 0
+    difference = score(row).difference
+    return difference is not None and worse(difference)
+
+
+def worse(difference: Difference) -> bool:
+    """Whether a difference is significantly below zero (McNemar's exact test, p < 0.05)."""
+    return difference.significant and difference.value < 0
+
+
+def change(difference: Difference) -> str:
+    """A difference in points, with a star where it is significant."""
+    return f"{100 * difference.value:+.1f}{'*' if difference.significant else ''}"
 
 
 def error_bars(rows: list[Row]) -> list[list[float]]:
     """Distances from the accuracies to their interval's ends, for matplotlib."""
     return [
-        [points(row) - 100 * row.overall.accuracy.low for row in rows],
-        [100 * row.overall.accuracy.high - points(row) for row in rows],
+        [points(row) - 100 * score(row).accuracy.low for row in rows],
+        [100 * score(row).accuracy.high - points(row) for row in rows],
     ]

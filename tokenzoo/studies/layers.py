@@ -7,7 +7,7 @@ from typing import Any
 from tokenzoo.comparison.rows import Row
 from tokenzoo.report.numbers import percent
 from tokenzoo.report.plots import figure
-from tokenzoo.studies.common import Lab, Study, accuracy_text, difference_text, lost, points
+from tokenzoo.studies.common import Lab, Study, accuracy_text, change, difference_text, points, worse
 
 #: (l1, l2) of 28 layers -> VideoMME without subtitles, as the paper prints them (merged to 25 % first).
 PAPER = {
@@ -21,26 +21,27 @@ def run(lab: Lab) -> Study:
     """Measure the paper's ten pruning windows, scaled to this model's depth."""
     windows = {window: _scaled(window, lab.layers) for window in PAPER}
     methods = {"none": "none"}
-    methods |= {f"({l1}, {l2})": f"aim:retention=0.25,l1={l1},l2={l2}" for l1, l2 in windows.values()}
-    none, *rows = lab.measure(methods)
+    labels = {window: f"({scaled[0]}, {scaled[1]})" for window, scaled in windows.items()}
+    methods |= {labels[window]: f"aim:retention=0.25,l1={l1},l2={l2}" for window, (l1, l2) in windows.items()}
+    rows = lab.measure(methods)[1:]
     found = dict(zip(windows, rows, strict=True))
     merged = found[28, 29]
+    change_of = {window: lab.difference(labels[window], labels[28, 29]) for window in windows}
     table = [
         [
             f"{windows[window][0]}, {windows[window][1]}", f"{window[0]}, {window[1]}", f"{row.visual_tokens:.1f}",
-            percent(row.llm_share), accuracy_text(row), difference_text(row), f"{points(row) - points(merged):+.1f}",
+            percent(row.llm_share), accuracy_text(row), difference_text(row),
+            change(change_of[window]) if window != (28, 29) else "–",
             f"{PAPER[window]:.1f}", f"{PAPER[window] - PAPER[28, 29]:+.1f}",
         ]
         for window, row in found.items()
     ]  # fmt: skip
-    late, early = found[21, 22], found[7, 8]
-    late_change, early_change = points(late) - points(merged), points(early) - points(merged)
-    harmless_late = late.overall.accuracy.high >= merged.overall.accuracy.low
-    harmful_early = early.overall.accuracy.high < merged.overall.accuracy.low
+    late, early = change_of[21, 22], change_of[7, 8]
+    harmless_late, harmful_early = not worse(late), worse(early)
     here = (
-        f"Against merging alone ({points(merged):.1f} %), withdrawing everything late, window {windows[21, 22]}, changes "
-        f"{late_change:+.1f} points; early, window {windows[7, 8]}, {early_change:+.1f}. Merging to 25 % itself: "
-        f"{difference_text(merged)} against all tokens{' (significant)' if lost(merged) else ''}."
+        f"Against merging alone ({points(merged):.1f} %), withdrawing everything late, window {labels[21, 22]}, changes "
+        f"{change(late)} points; early, window {labels[7, 8]}, {change(early)}. Merging to 25 % itself: "
+        f"{difference_text(merged)} against all tokens."
     )
     paper = "Late, window (21, 22) of 28 layers: +0.1 points; early, window (7, 8): -16.1. Visual tokens matter in early layers."
     return Study(

@@ -28,10 +28,9 @@ def run(lab: Lab) -> Study:
     inputs = lab.plan.checkpoint.inputs([question])
     lab.runner.progress.expect(ROUNDS)
     lab.runner.progress.say("timing")
-    timed = time_methods(
-        lab.plan.checkpoint.model, inputs, methods, ROUNDS, on_round=lambda done: lab.runner.progress.advance(1)
-    )
-    table, data = [], []
+    timed = time_methods(lab.plan.checkpoint.model, inputs, methods, ROUNDS, on_round=lambda done: lab.runner.progress.advance(1))
+    table: list[list[str]] = []
+    data: list[dict[str, Any]] = []
     for name in names:
         with tokenzoo.apply(lab.plan.checkpoint.model, methods[name]) as run:
             lab.plan.checkpoint.model(**inputs, logits_to_keep=1)
@@ -55,7 +54,9 @@ def run(lab: Lab) -> Study:
         f"hooks take {percent(aim['own_share_of_prefill'])} of the prefill's time; on {LARGE} with {FRAMES} frames its products "
         f"are {percent(aim['own_share_7b'])}, computed as executed (merging per frame)."
     )
-    paper = f"{PAPER_OWN} of {PAPER_LLM:.0f} GFLOPs on Qwen2-7B: {percent(PAPER_OWN / PAPER_LLM)}, negligible (time is not reported)."
+    paper = (
+        f"{PAPER_OWN} of {PAPER_LLM:.0f} GFLOPs on Qwen2-7B: {percent(PAPER_OWN / PAPER_LLM)}, negligible (time is not reported)."
+    )
     large_agrees, small_agrees = aim["own_share_7b"] < 0.01, aim["own_share_of_prefill"] < 0.05
     return Study(
         name="overhead",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from tokenzoo.comparison.identity import accuracy_identity
 from tokenzoo.comparison.rows import TaskScore
 from tokenzoo.comparison.summary import task_score
 from tokenzoo.host.family import find_family
+from tokenzoo.plugins import load_zoo
 from tokenzoo.report.plots import COLORS, figure
-from tokenzoo.studies.common import Lab, Study
+from tokenzoo.studies.common import Lab, Study, change, worse
 
 SHARE = 0.5
 KINDS = ("text", "visual")
@@ -28,12 +30,10 @@ KINDS = ("text", "visual")
 
 def run(lab: Lab) -> Study:
     """Hide half of the text, or of the visual tokens, from layer k on, for several k."""
-    layers = sorted({round(lab.layers * part / 6) for part in range(6)} | {lab.layers - 1})
+    layers = sorted({0, 1, 2, 3, 4, lab.layers // 2, 3 * lab.layers // 4, lab.layers - 1} & set(range(lab.layers)))
     lab.runner.progress.expect((1 + 2 * len(layers)) * sum(map(len, lab.questions.values())))
     none = _answers(lab, None, "none")
-    scores = {
-        kind: [task_score("all", _answers(lab, layer, kind), none) for layer in layers] for kind in KINDS
-    }
+    scores = {kind: [task_score("all", _answers(lab, layer, kind), none) for layer in layers] for kind in KINDS}
     full = task_score("all", none, [])
     table = [["–", _text(full), "–", _text(full), "–"]] + [
         [str(layer), _text(text), _change(text), _text(visual), _change(visual)]
@@ -73,22 +73,22 @@ def _answers(lab: Lab, layer: int | None, kind: str) -> list[Prediction]:
         )
         identity |= {"kind": "study", "method": f"hide {kind} from layer {layer}", "share": SHARE}
         lab.runner.progress.say(f"{identity['method']}: {task}")
-        cell = lab.runner.cell(identity, len(asked), lambda asked=asked: {"answers": _measured(lab, asked, layer, kind)})
+        cell = lab.runner.cell(identity, len(asked), partial(_measured, lab, asked, layer, kind))
         answers += [Prediction(**answer) for answer in cell["answers"]]
     return answers
 
 
-def _measured(lab: Lab, asked: Sequence[Question], layer: int | None, kind: str) -> list[dict[str, Any]]:
+def _measured(lab: Lab, asked: Sequence[Question], layer: int | None, kind: str) -> dict[str, Any]:
     size, answers = lab.runner.settings.batch_size, []
     with hidden_tokens(lab.plan.checkpoint.model, layer, kind, SHARE, lab.runner.settings.seed):
         for start in range(0, len(asked), size):
             answers += [asdict(one) for one in predict(lab.plan.checkpoint, asked[start : start + size], size)]
             lab.runner.progress.advance(len(asked[start : start + size]))
-    return answers
+    return {"answers": answers}
 
 
 @contextmanager
-def hidden_tokens(model: torch.nn.Module, layer: int | None, kind: str, share: float, seed: int) -> Iterator[None]:
+def hidden_tokens(model: Any, layer: int | None, kind: str, share: float, seed: int) -> Iterator[None]:
     """In every prefill of the block, hide a random `share` of each sample's text (but the last token) or visual tokens.
 
     From decoder layer `layer` on no row attends to them but they themselves; None hides nothing. Works with sdpa and eager.
@@ -96,7 +96,8 @@ def hidden_tokens(model: torch.nn.Module, layer: int | None, kind: str, share: f
     if layer is None:
         yield
         return
-    family = find_family(model)
+    family = find_family(model, load_zoo().families())
+    decoder: Any = family.decoder(model)
     placeholders = [token for token in (family.token_id(model, "image"), family.token_id(model, "video")) if token is not None]
     generator = torch.Generator().manual_seed(seed)
     now: dict[str, torch.Tensor] = {}
@@ -123,7 +124,7 @@ def hidden_tokens(model: torch.nn.Module, layer: int | None, kind: str, share: f
         return args, {**kwargs, "attention_mask": mask}
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
-    handles += [one.register_forward_pre_hook(enter, with_kwargs=True) for one in family.decoder(model).layers[layer:]]
+    handles += [one.register_forward_pre_hook(enter, with_kwargs=True) for one in decoder.layers[layer:]]
     try:
         yield
     finally:
@@ -137,11 +138,11 @@ def _text(score: TaskScore) -> str:
 
 
 def _change(score: TaskScore) -> str:
-    return f"{100 * score.difference.value:+.1f}{'*' if score.difference.significant else ''}" if score.difference else "–"
+    return change(score.difference) if score.difference else "–"
 
 
 def _lost(score: TaskScore) -> bool:
-    return score.difference is not None and score.difference.significant and score.difference.value < 0
+    return score.difference is not None and worse(score.difference)
 
 
 def _listed(layers: Sequence[int]) -> str:

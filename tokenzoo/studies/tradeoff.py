@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenzoo.report.numbers import percent
 from tokenzoo.report.plots import COLORS, figure
-from tokenzoo.studies.common import Lab, Study, accuracy_text, difference_text, error_bars, lost, points
+from tokenzoo.studies.common import Lab, Study, accuracy_text, difference_text, error_bars, lost, points, score
 
 RETENTIONS = (0.5, 0.25, 0.125, 0.063, 0.031, 0.016)
 #: VideoMME without subtitles and TFLOPs that the paper prints (LLaVA-OneVision-7B, 32 frames): merging and pruning, merging
@@ -27,8 +27,8 @@ def run(lab: Lab) -> Study:
     """Measure AIM at each retention, with its pruning and without."""
     methods, last = {"none": "none"}, lab.layers
     for retention in RETENTIONS:
-        methods[f"{SERIES[0]} {percent(retention)}"] = f"aim:retention={retention}"
-        methods[f"{SERIES[1]} {percent(retention)}"] = f"aim:retention={retention},l1={last},l2={last + 1}"
+        methods[f"{SERIES[0]} {100 * retention:g}%"] = f"aim:retention={retention}"
+        methods[f"{SERIES[1]} {100 * retention:g}%"] = f"aim:retention={retention},l1={last},l2={last + 1}"
     rows = lab.measure(methods)
     found = {1.0: (rows[0], rows[0])} | {
         retention: (rows[1 + 2 * index], rows[2 + 2 * index]) for index, retention in enumerate(RETENTIONS)
@@ -38,12 +38,13 @@ def run(lab: Lab) -> Study:
         for series, row in enumerate(pair if retention < 1 else pair[:1]):
             accuracy, tflops = PAPER[retention][series]
             table.append([
-                percent(retention), SERIES[series] if retention < 1 else "–", f"{row.visual_tokens:.1f}", percent(row.llm_share),
+                f"{100 * retention:g}%", SERIES[series] if retention < 1 else "–", f"{row.visual_tokens:.1f}",
+                percent(row.llm_share),
                 accuracy_text(row), difference_text(row), f"{accuracy:.1f}", percent(tflops / PAPER[1.0][0][1]),
             ])  # fmt: skip
     merged = [pair[1] for pair in found.values()]
     falls = all(
-        later.overall.accuracy.low <= earlier.overall.accuracy.high
+        score(later).accuracy.low <= score(earlier).accuracy.high
         for index, earlier in enumerate(merged)
         for later in merged[index + 1 :]
     )
@@ -92,6 +93,8 @@ def _plot(found: dict[float, Any]) -> Any:
         color="#888888", marker="^", linestyle="--", linewidth=1, label="paper (VideoMME), merge and prune",
     )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xticks([2, 5, 10, 20, 50, 100], [2, 5, 10, 20, 50, 100])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("LLM FLOPs, % of all tokens'")
     axes.set_ylabel("Accuracy, % (95 % interval)")
     axes.legend(fontsize=8, frameon=False, loc="best")
