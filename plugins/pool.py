@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
+from tokenzoo import DataDependentError, Reduction, Source, TokenReducer, UnsupportedError, Workload, ops
 from tokenzoo.lazy import torch
 
 if TYPE_CHECKING:
@@ -49,11 +49,16 @@ class AveragePooling(TokenReducer):
     def schedule(self, workload: Workload) -> list[int]:
         if workload.recorded is not None:
             return [sum(map(sum, workload.recorded))] * workload.architecture.layers
-        kept = sum(sum(map(self._pooled, s.view_tokens)) + s.structural for s in workload.sources)
+        kept = sum(sum(self._pooled(source)) + source.structural for source in workload.sources)
         return [kept] * workload.architecture.layers
 
-    def _pooled(self, tokens: int) -> int:
-        grid = _grid(tokens)
+    def _pooled(self, source: Source) -> list[int]:
+        """Tokens left of each view; where grids are not known they are taken as squares."""
+        grids = source.grids or [(1, tokens) for tokens in source.view_tokens]
+        return [self._windows(grid, tokens) for grid, tokens in zip(grids, source.view_tokens, strict=True)]
+
+    def _windows(self, shape: tuple[int, int], tokens: int) -> int:
+        grid = shape if shape[0] > 1 else _grid(tokens)
         if grid[0] == 1 and tokens > 1 and self.stride > 1:
             raise DataDependentError(f"'pool' cannot tell the grid of {tokens} tokens, which is not square.")
         return math.ceil(grid[0] / self.stride) * math.ceil(grid[1] / self.stride)

@@ -102,7 +102,11 @@ def _source(data: dict) -> SourceTrace:
     source = data["source"]
     return SourceTrace(
         source=Source(
-            source["kind"], tuple(source["view_tokens"]), source["structural"], tuple(source["encoder_views"])
+            source["kind"],
+            tuple(source["view_tokens"]),
+            source["structural"],
+            tuple(source["encoder_views"]),
+            tuple(tuple(grid) for grid in source["grids"]),
         ),
         grids=tuple(tuple(grid) for grid in data["grids"]),
         rows=tuple(data["rows"]),

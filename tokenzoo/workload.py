@@ -40,13 +40,15 @@ class Source:
     A view is what a method treats as one picture: a video frame, an image, or for anyres images the base view and
     the big grid. `view_tokens` are the tokens of each view as they enter the LLM, without structural tokens
     (newlines), of which there are `structural`. `encoder_views` are the tokens of each view before the projector
-    (frames before pooling; base and every tile), without CLS; empty means the same as `view_tokens`.
+    (frames before pooling; base and every tile), without CLS; empty means the same as `view_tokens`. `grids` are the
+    (height, width) of each view as it enters the LLM, where they are known.
     """
 
     kind: Literal["image", "video"]
     view_tokens: tuple[int, ...]
     structural: int = 0
     encoder_views: tuple[int, ...] = ()
+    grids: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -305,3 +305,21 @@ def test_hidden_states_have_each_layers_length(model, inputs):
         states = model(**inputs, output_hidden_states=True).hidden_states
     total = inputs["input_ids"].shape[1]
     assert [state.shape[1] for state in states] == [total, total, total - 18, total - 18, total - 18]
+
+
+@pytest.mark.parametrize("method", ["prumerge", "prumerge_plus", "aim"])
+def test_llava_with_an_encoder_without_cls(method):
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    text = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=90, vision_feature_select_strategy="full")
+    ).eval()
+    ids = torch.tensor([[5, *[90] * 16, 6, 7]])
+    with tokenzoo.apply(model, method) as run, torch.no_grad():
+        model(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32))
+    assert run.trace.visual_tokens()[-1] < 16

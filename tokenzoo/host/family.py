@@ -19,19 +19,22 @@ class VisualSource:
     """One image or video of a call, as the adapter reads it off the call's arguments.
 
     `view_of_token` [placeholder tokens]: the view of each token as it enters the LLM, -1 for structural tokens
-    (newlines). `grids` are the (height, width) of these views, `encoder_grids` those of the views before the
-    projector. `one_to_one`: whether token k before the projector is (non-structural) token k in the LLM.
+    (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k before the projector is (non-structural) token k in the LLM.
     """
 
     source: Source
     view_of_token: torch.Tensor
-    grids: tuple[tuple[int, int], ...]
     encoder_grids: tuple[tuple[int, int], ...]
     one_to_one: bool
 
     @property
     def kind(self) -> str:
         return self.source.kind
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each view as it enters the LLM."""
+        return self.source.grids
 
 
 class Family(ABC):
@@ -43,8 +46,6 @@ class Family(ABC):
 
     name: str
     model_types: tuple[str, ...]
-    #: whether the encoder has a CLS token whose attention methods may read
-    has_cls: bool = False
     #: whether positions are three-dimensional (M-RoPE); such models always keep positions
     mrope: bool = False
 
@@ -71,6 +72,10 @@ class Family(ABC):
     def token_id(self, model: nn.Module, kind: str) -> int | None:
         """The placeholder's token id for "image" or "video"; None where the model has no such input."""
         return getattr(model.config, f"{kind}_token_id", None)
+
+    def has_cls(self, model: nn.Module) -> bool:
+        """Whether the encoder has a CLS token whose attention methods may read."""
+        return False
 
     def encoder_heads(self, model: nn.Module) -> int:
         return model.config.vision_config.num_attention_heads
@@ -132,7 +137,7 @@ class Family(ABC):
             intermediate=config.intermediate_size,
             vocab=config.vocab_size,
             head_dim=getattr(config, "head_dim", None) or 0,
-            has_cls=self.has_cls,
+            has_cls=self.has_cls(model),
             **(self.vision_dimensions(vision) if vision is not None else {}),
         )
 

@@ -108,7 +108,10 @@ def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: 
                 raise UserError(f"Span ({start}, {end}) of sample {sample} does not lie within its {length} tokens.")
             tokens = end - start
             visual = VisualSource(
-                Source("image", (tokens,)), torch.zeros(tokens, dtype=torch.long), ((1, tokens),), ((1, tokens),), True
+                Source("image", (tokens,), grids=((1, tokens),)),
+                torch.zeros(tokens, dtype=torch.long),
+                ((1, tokens),),
+                True,
             )
             columns = torch.arange(start, end, device=device)
             sources.append(PlacedSource(visual, sample=sample, columns=columns))

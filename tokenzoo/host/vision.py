@@ -107,7 +107,7 @@ class VisionWatch:
                 memory=source.memory,
                 recorded_layers={index: pairs[number] for index, pairs in recorded.items()},
                 encoder_heads=self.family.encoder_heads(self.model),
-                has_cls=self.family.has_cls,
+                has_cls=self.family.has_cls(self.model),
             )
             self.reduce(tokens)
             events.append(tokens)

@@ -15,7 +15,6 @@ from tokenzoo.workload import Source
 class Llava(Family):
     name = "llava"
     model_types = ("llava",)
-    has_cls = True
 
     def decoder(self, model: nn.Module) -> nn.Module:
         return self.root(model).language_model
@@ -28,6 +27,9 @@ class Llava(Family):
 
     def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
         return self.root(model).vision_tower.encoder.layers
+
+    def has_cls(self, model: nn.Module) -> bool:
+        return model.config.vision_config.model_type.startswith("clip")
 
     def patch_grid(self, model: nn.Module) -> tuple[int, int]:
         """Rows and columns of patches of one encoder view."""
@@ -42,5 +44,5 @@ class Llava(Family):
         grid = self.patch_grid(model)
         tokens = grid[0] * grid[1]
         view = torch.zeros(tokens, dtype=torch.long)
-        image = VisualSource(Source("image", (tokens,)), view, (grid,), (grid,), one_to_one=True)
+        image = VisualSource(Source("image", (tokens,), grids=(grid,)), view, (grid,), one_to_one=True)
         return [image] * len(pixels)

@@ -53,6 +53,6 @@ class LlavaNext(Llava):
                 newlines = int((marks == -1).sum())
                 grids = (grid, (newlines, int((marks == 1).sum()) // newlines))
             view_tokens = tuple(int((marks == view).sum()) for view in range(len(grids)))
-            source = Source("image", view_tokens, int((marks == -1).sum()), (tokens,) * count)
-            sources.append(VisualSource(source, marks, grids, (grid,) * count, one_to_one=count == 1))
+            source = Source("image", view_tokens, int((marks == -1).sum()), (tokens,) * count, grids)
+            sources.append(VisualSource(source, marks, (grid,) * count, one_to_one=count == 1))
         return sources

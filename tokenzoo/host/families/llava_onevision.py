@@ -17,7 +17,6 @@ from tokenzoo.workload import Source
 class LlavaOnevision(LlavaNext):
     name = "llava-onevision"
     model_types = ("llava_onevision",)
-    has_cls = False
 
     def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         if kind == "video":
@@ -43,6 +42,6 @@ class LlavaOnevision(LlavaNext):
         pooled = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
         frames, tokens = pixels.shape[1], pooled[0] * pooled[1]
         view = torch.cat([torch.arange(frames).repeat_interleave(tokens), torch.tensor([-1])])
-        source = Source("video", (tokens,) * frames, 1, (grid[0] * grid[1],) * frames)
-        video = VisualSource(source, view, (pooled,) * frames, (grid,) * frames, one_to_one=False)
+        source = Source("video", (tokens,) * frames, 1, (grid[0] * grid[1],) * frames, (pooled,) * frames)
+        video = VisualSource(source, view, (grid,) * frames, one_to_one=False)
         return [video] * len(pixels)

@@ -50,8 +50,8 @@ class Qwen2VL(Family):
         grid = (height // side, width // side)
         tokens = grid[0] * grid[1]
         view = torch.arange(frames).repeat_interleave(tokens)
-        source = Source(kind, (tokens,) * frames)  # type: ignore[arg-type]
-        return VisualSource(source, view, (grid,) * frames, (grid,) * frames, one_to_one=True)
+        source = Source(kind, (tokens,) * frames, grids=(grid,) * frames)  # type: ignore[arg-type]
+        return VisualSource(source, view, (grid,) * frames, one_to_one=True)
 
     # --- the projector ------------------------------------------------------------------------------------------
 
