@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
@@ -10,6 +13,7 @@ from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tokenzoo import apply  # noqa: E402
+from tokenzoo.commands.cost import command  # noqa: E402
 from tokenzoo.cost import architecture_of, load_architecture, price, price_trace  # noqa: E402
 from tokenzoo.cost.counted import CUSTOM  # noqa: E402
 from tokenzoo.cost.counter import FlopCounter, UncountedOperationError  # noqa: E402
@@ -81,7 +85,10 @@ def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
 )
 def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     model = load_architecture(name)
-    workload = model.video_workload(2) if "onevision" in name else model.image_workload()
+    if "onevision" in name:
+        workload = model.video_workload(2)
+    else:  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
+        workload = model.image_workload(tokens=64 if "qwen" in name else None)
     reducer = load_zoo().build(specification)
     counted = count_shape(model, workload, reducer)
     cost = price(model, workload, reducer)
@@ -92,3 +99,11 @@ def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     assert parts["decoder"] == sum(part.flops for part in cost.layers)
     assert parts["lm_head"] == cost.part("lm head").flops
     assert parts["method"] == cost.part("method").flops
+
+
+def test_the_command_counts() -> None:
+    arguments = ["--arch", "llava-onevision-0.5b", "--frames", "1", "--methods", "fastv", "--counted", "--format", "json"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)[1]["rows"][0]
+    assert row["counted"] == row["computed"] and row["difference"] == 0

@@ -222,7 +222,7 @@ def _counted(model: Any, costs: list[Any], options: dict[str, Any]) -> Sheet:
             computed=cost.flops,
             counted=counted.flops,
             difference=difference,
-            **parts,
+            **{f"{name}_flops": number for name, number in parts.items()},
         )
     return sheet
 
