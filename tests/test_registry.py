@@ -27,6 +27,12 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def test_the_built_in_registry_is_valid_and_read_as_such() -> None:
+    contents, _ = read_registry(builtin_path())
+    assert contents.methods == load_registry(()).methods
+    assert contents.hardware == load_registry(()).hardware
+
+
 def test_every_built_in_method_is_described() -> None:
     registry = load_registry(())
     for name, method in registry.methods.items():

@@ -25,13 +25,13 @@ SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Strict(BaseModel):
     """A section whose keys are all known; what else stands there is a mistake."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class Paper(BaseModel):
     """Where a method was published, and the code it was checked against."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
     title: str = ""
     arxiv: str = ""
     venue: str = ""
@@ -147,14 +147,38 @@ def load_registry(extra: Sequence[Path] | None = None) -> Registry:
     What plugins add is not in it; `load_zoo().registry` holds that too.
     """
     registry = Registry()
-    for path in [builtin_path(), *environment_paths(), *(_configured if extra is None else extra)]:
+    registry.add(*_builtin())
+    for path in [*environment_paths(), *(_configured if extra is None else extra)]:
         contents, lines = read_registry(Path(path))
         registry.add(contents, str(path), lines)
     return registry
 
 
+def _builtin() -> tuple[Contents, str, dict[tuple[str, str], int]]:
+    """The registry that ships, taken as it is: a test checks it, and every quick command would pay for checking."""
+    path = builtin_path()
+    data, _, lines = _parse(path)
+    methods = {}
+    for name, entry in data["methods"].items():
+        presets = {key: Preset.model_construct(**preset) for key, preset in entry.get("presets", {}).items()}
+        paper = Paper.model_construct(**entry["paper"]) if "paper" in entry else None
+        methods[name] = Method.model_construct(**{**entry, "presets": presets, "paper": paper})
+    return Contents.model_construct(**{**data, "methods": methods}), str(path), lines
+
+
 def read_registry(path: Path) -> tuple[Contents, dict[tuple[str, str], int]]:
     """Read and check one file; returns its contents and the line of each entry."""
+    data, node, lines = _parse(path)
+    try:
+        return Contents.model_validate(data), lines
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = tuple(str(part) for part in first["loc"])
+        raise UserError(f"{path}:{_line_of(node, location)}: {'.'.join(location)}: {_say(first)}.") from None
+
+
+def _parse(path: Path) -> tuple[Any, yaml.Node | None, dict[tuple[str, str], int]]:
+    """A file's data, its nodes, and the line of each entry."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -175,12 +199,7 @@ def read_registry(path: Path) -> tuple[Contents, dict[tuple[str, str], int]]:
     if node is not None:
         _refuse_duplicates(node, path)
         lines = {(key[0], key[1]): line for key, line in _lines(node, depth=2).items() if len(key) == 2}
-    try:
-        return Contents.model_validate(data), lines
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(str(part) for part in first["loc"])
-        raise UserError(f"{path}:{_line_of(node, location)}: {'.'.join(location)}: {_say(first)}.") from None
+    return data, node, lines
 
 
 def check_fragment(data: Any, origin: str) -> Contents:

@@ -15,11 +15,7 @@ LAYERS = 12
 METHODS = load_zoo(plugin_files=(), registry_files=()).names()
 VIDEO = {name.replace("_", "-").replace("qwen2-5", "qwen2.5") for name in VIDEO_FAMILIES}
 RUNS = [
-    (family, case, backend)
-    for family in FAMILIES
-    for case in CASES
-    if case != "video" or family in VIDEO
-    for backend in BACKENDS
+    (family, case, backend) for family in FAMILIES for case in CASES if case != "video" or family in VIDEO for backend in BACKENDS
 ]
 
 
