@@ -86,7 +86,8 @@ def load(
     loaded = loaded.to(device).eval()
     if _complete_processor(config.model_type):
         return Checkpoint(model, loaded, tokenizer, processor=AutoProcessor.from_pretrained(source, **options))
-    return Checkpoint(model, loaded, tokenizer, image_processor=AutoImageProcessor.from_pretrained(source, backend="pil", **options))
+    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return Checkpoint(model, loaded, tokenizer, image_processor=image_processor)
 
 
 def _complete_processor(model_type: str) -> bool:
@@ -107,7 +108,8 @@ def _locate(model: str) -> str:
             raise UserError(f"No config.json in '{model}': a model directory is one that save_pretrained wrote.")
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise UserError(f"No model directory '{model}'. Pass a directory, a Hub id such as org/name, or one of {', '.join(EMBEDDED)}.")
+        choices = f"a directory, a Hub id such as org/name, or one of {', '.join(EMBEDDED)}"
+        raise UserError(f"No model directory '{model}'. Pass {choices}.")
     return model
 
 

@@ -63,7 +63,7 @@ def test_malformed_lines(folder, rows, message):
 
 
 def test_no_questions_file(tmp_path):
-    with pytest.raises(UserError, match="No questions.jsonl in"):
+    with pytest.raises(UserError, match=r"No questions\.jsonl in"):
         LocalTask(tmp_path)
 
 

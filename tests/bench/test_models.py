@@ -136,7 +136,7 @@ def test_models_that_do_not_exist(model, message):
 
 
 def test_a_directory_without_a_config(tmp_path):
-    with pytest.raises(UserError, match="No config.json in"):
+    with pytest.raises(UserError, match=r"No config\.json in"):
         load(str(tmp_path))
 
 
@@ -145,6 +145,8 @@ def test_the_hub_out_of_reach(monkeypatch):
         raise OSError("We couldn't connect to 'https://huggingface.co'\nlong story")
 
     monkeypatch.setattr("tokenzoo.models.AutoConfig.from_pretrained", refuse)
-    with pytest.raises(UserError, match=r"Cannot reach the Hub for 'org/name': We couldn't connect.*Pass a local directory") as error:
+    with pytest.raises(
+        UserError, match=r"Cannot reach the Hub for 'org/name': We couldn't connect.*Pass a local directory"
+    ) as error:
         load("org/name")
     assert "\n" not in str(error.value)

@@ -29,7 +29,9 @@ def test_a_seed_gives_the_same_questions(name):
     assert first == second
     assert [question.id for question in first] == [f"{name}/3/{index}" for index in range(6)]
     other = list(task(name).questions(6, seed=4))
-    assert [one.prompt for one in first] != [one.prompt for one in other] or [one.answer for one in first] != [one.answer for one in other]
+    assert [one.prompt for one in first] != [one.prompt for one in other] or [one.answer for one in first] != [
+        one.answer for one in other
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,14 +73,14 @@ def test_every_question_fits_the_vocabulary_and_the_packing():
                 asked = function(shown, rng)
                 if asked is None:
                     continue
-                prompt, choices, answer = asked
+                prompt, choices, answer, _ = asked
                 words = prompt.rstrip("?").split()
                 assert set(words) <= set(WORDS) and len(words) < SEGMENT
                 assert answer in choices and set(choices) <= set(WORDS)
 
 
 def test_unknown_task():
-    with pytest.raises(UserError, match="Unknown task 'atribute'. Did you mean 'attribute'?"):
+    with pytest.raises(UserError, match=r"Unknown task 'atribute'\. Did you mean 'attribute'\?"):
         task("atribute")
 
 

@@ -14,6 +14,7 @@ from tokenzoo.errors import UserError
 from tokenzoo.media import read_image, read_video
 
 QUESTIONS_FILE = "questions.jsonl"
+WANTED = "write one JSON object a line with image or video, question, answer."
 
 
 class LocalTask(Task):
@@ -63,14 +64,14 @@ class LocalTask(Task):
     def _read(self) -> list[tuple[int, dict[str, Any]]]:
         path = self.folder / QUESTIONS_FILE
         if not path.is_file():
-            raise UserError(f"No {QUESTIONS_FILE} in '{self.folder}': one JSON object a line with image or video, question, answer.")
+            raise UserError(f"No {QUESTIONS_FILE} in '{self.folder}': {WANTED}")
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text: {error}") from error
         rows = [(number, self._parse(number, line)) for number, line in enumerate(lines, 1) if line.strip()]
         if not rows:
-            raise UserError(f"{path} is empty: write one JSON object a line with image or video, question, answer.")
+            raise UserError(f"{path} is empty: {WANTED}")
         return rows
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:

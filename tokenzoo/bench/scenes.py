@@ -7,7 +7,7 @@ pictures. Everything is drawn with numpy from a seed, so a scene is the same on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -93,9 +93,7 @@ class Scene:
         return next((thing for thing in self.objects if thing.cell == row * CELLS + column), None)
 
 
-def sample_scene(
-    rng: np.random.Generator, shapes: tuple[int, int] = (2, 4), digits: tuple[int, int] = (1, 2)
-) -> Scene:
+def sample_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 4), digits: tuple[int, int] = (1, 2)) -> Scene:
     """Draw a scene: kinds differ from each other, colours may repeat.
 
     :param shapes: least and greatest number of shapes
@@ -192,6 +190,3 @@ def labels(scene: Scene) -> np.ndarray:
         patches[0, row : row + 2, column : column + 2] = KINDS.index(thing.kind) + 1
         patches[1, row : row + 2, column : column + 2] = list(COLORS).index(thing.color) + 1
     return patches
-
-
-__all__ = ["Scene", "SceneObject", "labels", "picture", "render", "replace", "sample_scene"]

@@ -54,7 +54,7 @@ class GeneratedTask(Task):
             asked = function(shown, rng)
             if asked is not None:
                 break
-        prompt, choices, answer = asked
+        prompt, choices, answer, _ = asked
         if self.modality == "video":
             return Question(name, prompt, video=shown.pictures(), choices=choices, answer=answer)
         return Question(name, prompt, images=(picture(shown),), choices=choices, answer=answer)

@@ -39,7 +39,7 @@ def main() -> None:
         adopted = torch.load(arguments.adopt, weights_only=False)
         adopt(model, adopted["model"])
         trainer.oracle.load_state_dict(adopted["oracle"])
-        trainer.heads.load_state_dict(adopted["heads"])
+        trainer.heads.load_state_dict(adopted["heads"], strict=False)
     trainer.resume()
     plan = {stage: share * arguments.minutes for stage, share in SHARES.items()}
     if arguments.only:

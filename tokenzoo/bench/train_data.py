@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from tokenzoo.bench.image_questions import Asked
 from tokenzoo.bench.vocabulary import BOS, PAD, word_ids
 
 WORD_IDS = word_ids()
 PREFIX = (BOS, "user")
 AFTER_PICTURE = ("\n",)
+IGNORED = -100  #: cross entropy's mark for "no target"
 SEGMENT = 7  #: the longest question in words, with the "assistant" that ends it
 
 
@@ -27,7 +30,7 @@ class Packed:
 
     ``ids`` [batch, text] (everything but the visual tokens, prefix first), ``mask`` bool [batch, 1, T, T],
     ``positions`` [batch, T], ``answers`` [batch, questions], ``answer_index`` [batch, questions] into T, ``kinds`` [batch,
-    questions] the index of the question's function.
+    questions] the index of the question's function, ``hints`` [batch, questions] what is to be found half-way, or IGNORED.
     """
 
     ids: torch.Tensor
@@ -36,26 +39,27 @@ class Packed:
     answers: torch.Tensor
     answer_index: torch.Tensor
     kinds: torch.Tensor
+    hints: torch.Tensor
 
 
 def ask(
     scenes: Sequence, functions: Sequence[Callable], weights: np.ndarray, count: int, rng: np.random.Generator
-) -> list[list[tuple[int, str, str]]]:
-    """``count`` questions about each scene, kinds drawn by weight: [(kind index, prompt, answer), ...] per scene."""
+) -> list[list[tuple[int, Asked]]]:
+    """``count`` questions about each scene, kinds drawn by weight: [(kind index, question), ...] per scene."""
     shares = weights / weights.sum()
     asked = []
     for scene in scenes:
-        rows: list[tuple[int, str, str]] = []
+        rows: list[tuple[int, Asked]] = []
         while len(rows) < count:
             for kind in rng.choice(len(functions), count, p=shares):
                 question = functions[kind](scene, rng)
                 if question is not None and len(rows) < count:
-                    rows.append((int(kind), question[0], question[2]))
+                    rows.append((int(kind), question))
         asked.append(rows)
     return asked
 
 
-def pack(asked: list[list[tuple[int, str, str]]], visual_positions: np.ndarray, span: int) -> Packed:
+def pack(asked: list[list[tuple[int, Asked]]], visual_positions: np.ndarray, span: int) -> Packed:
     """Lay questions out behind visual tokens.
 
     :param visual_positions: [visual] where each token stands among the ``span`` tokens of the real model's picture
@@ -68,14 +72,16 @@ def pack(asked: list[list[tuple[int, str, str]]], visual_positions: np.ndarray, 
     answers = np.zeros((batch, count), np.int64)
     answer_index = np.zeros((batch, count), np.int64)
     kinds = np.zeros((batch, count), np.int64)
+    hints = np.zeros((batch, count), np.int64)
     for row, questions in enumerate(asked):
-        for column, (kind, prompt, answer) in enumerate(questions):
-            words = [WORD_IDS[word] for word in prompt.rstrip("?").split()] + [WORD_IDS["assistant"]]
+        for column, (kind, question) in enumerate(questions):
+            words = [WORD_IDS[word] for word in question.prompt.rstrip("?").split()] + [WORD_IDS["assistant"]]
             start = len(head) + column * SEGMENT
             ids[row, start : start + len(words)] = words
-            answers[row, column] = WORD_IDS[answer]
+            answers[row, column] = WORD_IDS[question.answer]
             answer_index[row, column] = shared + column * SEGMENT + len(words) - 1
             kinds[row, column] = kind
+            hints[row, column] = WORD_IDS.get(question.hint, IGNORED)
     segment = np.concatenate([np.zeros(shared, int), np.repeat(np.arange(1, count + 1), SEGMENT)])
     after = len(PREFIX) + span
     positions = np.concatenate(
@@ -90,16 +96,36 @@ def pack(asked: list[list[tuple[int, str, str]]], visual_positions: np.ndarray, 
         torch.from_numpy(answers),
         torch.from_numpy(answer_index),
         torch.from_numpy(kinds),
+        torch.from_numpy(hints),
     )
 
 
-def answer_logits(model: nn.Module, visual: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Run a model's decoder on visual embeddings [batch, visual, hidden]: logits [batch, questions, vocabulary]."""
+def read(model: nn.Module, visual: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Run a model's decoder on visual embeddings [batch, visual, hidden].
+
+    :return: logits of the answers [batch, questions, vocabulary], and the hidden states entering each layer [batch, T, hidden]
+    """
     decoder = model.model.language_model
     text = decoder.embed_tokens(packed.ids)
     embedded = torch.cat([text[:, : len(PREFIX)], visual, text[:, len(PREFIX) :]], 1)
-    hidden = decoder(
-        inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
-    index = packed.answer_index[..., None].expand(-1, -1, hidden.shape[-1])
-    return model.lm_head(hidden.gather(1, index))
+    outputs = decoder(
+        inputs_embeds=embedded,
+        attention_mask=packed.mask,
+        position_ids=packed.positions,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return model.lm_head(_at_answers(outputs.last_hidden_state, packed)), outputs.hidden_states
+
+
+def hint_loss(model: nn.Module, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
+    """Cross entropy of the hints, read off the middle layer as if it were the last; 0 where there are none."""
+    decoder = model.model.language_model
+    if not (packed.hints != IGNORED).any():
+        return torch.zeros(())
+    middle = _at_answers(states[len(decoder.layers) // 2], packed)
+    return F.cross_entropy(model.lm_head(decoder.norm(middle)).flatten(0, 1), packed.hints.flatten())
+
+
+def _at_answers(hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    return hidden.gather(1, packed.answer_index[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tokenzoo.bench.scenes import CELLS, COLORS, KINDS, PATCH_SIZE, SIZE
+from tokenzoo.bench.scenes import CELLS, COLORS, FRAMES, KINDS, PATCH_SIZE, SIZE
 
 MEAN = 0.5
 STD = 0.5
@@ -31,7 +31,8 @@ def encode(model: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 class PatchHeads(nn.Module):
-    """Linear probes used in training only: kind, colour, row and column of a patch, and what is in the picture (CLS)."""
+    """Linear probes used in training only: kind, colour, row and column of a patch; what is in the picture (CLS); and the
+    frame of a visual token, read off an early decoder layer."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -40,11 +41,10 @@ class PatchHeads(nn.Module):
         self.color = nn.Linear(hidden, len(COLORS) + 1)
         self.row = nn.Linear(hidden, CELLS)
         self.column = nn.Linear(hidden, CELLS)
+        self.frame = nn.Linear(hidden, FRAMES)
         self.contents = nn.Linear(hidden, (len(KINDS) + 1) * (len(COLORS) + 1))
 
-    def loss(
-        self, features: torch.Tensor, summary: torch.Tensor | None, shown: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
+    def loss(self, features: torch.Tensor, summary: torch.Tensor | None, shown: torch.Tensor) -> tuple[torch.Tensor, float]:
         """shown [batch, 2, 12, 12] -> (loss, share of object patches with the right kind and colour)."""
         features = self.norm(features)
         kind, color = shown[:, 0].flatten(1), shown[:, 1].flatten(1)

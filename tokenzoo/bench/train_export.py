@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil, LlavaOnevisionImageProcessorPil,
 
 from tokenzoo.bench.scenes import PATCH_SIZE, SIZE
 from tokenzoo.bench.train_encoder import MEAN, STD
-from tokenzoo.bench.vocabulary import BOS, EOS, IMAGE, PAD, SPECIAL, UNKNOWN, VIDEO, word_ids
+from tokenzoo.bench.vocabulary import BOS, EOS, IMAGE, PAD, UNKNOWN, VIDEO, word_ids
 
 #: ``<s>user <image>\n question assistant``; the answer is the next token
 CHAT_TEMPLATE = (

@@ -23,10 +23,10 @@ SIDE = SIZE // PATCH_SIZE
 PATCHES = SIDE * SIDE
 POOLED_SIDE = SIDE // 2
 #: easiest first; the trainer moves on when most kinds of question are answered
-IMAGE_LEVELS = (dict(shapes=(2, 2), digits=(0, 1)), dict(shapes=(2, 3), digits=(1, 1)), dict(shapes=(2, 4), digits=(1, 2)))
+IMAGE_LEVELS = (dict(shapes=(2, 2), digits=(0, 1)), dict(shapes=(2, 3), digits=(1, 2)), dict(shapes=(2, 4), digits=(2, 2)))
 VIDEO_LEVELS = (dict(flashes=2), dict(flashes=3))
 CROWDED_SCENE = dict(shapes=(3, 5), digits=(3, 4))
-CROWDED_VIDEO = dict(flashes=8, still=2)
+CROWDED_VIDEO = dict(flashes=6, still=2)
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokenzoo.bench import train_data as data
+from tokenzoo.bench.scenes import FRAMES
 from tokenzoo.bench.tasks import TRAINING
 from tokenzoo.bench.train_encoder import PatchHeads, alignment, encode, pixels
 from tokenzoo.bench.train_models import HIDDEN
 from tokenzoo.bench.train_oracle import OracleTokens
-from tokenzoo.bench.train_sources import Source
+from tokenzoo.bench.train_sources import POOLED_SIDE, Source
 
 QUESTIONS = 16
 #: samples in a step, by stage and by frames in a sample
 BATCH = {("cells", 1): 10, ("cells", 8): 8, ("patches", 1): 8, ("patches", 8): 6}
 BATCH |= {("encoder", 1): 32, ("encoder", 8): 4, ("joint", 1): 8, ("joint", 8): 4}
 RATES = {"cells": 1e-3, "patches": 7e-4, "encoder": 1e-3, "joint": 5e-4}
+WARM_UP = 50  #: steps
 ORACLE_NOISE = 0.02
+HELP_WEIGHT = 0.3  #: of what is asked of the decoder's inner layers
+FRAME_LAYER = 3
 PASSED = 0.9  #: when the median kind of question is answered so often, the scenes get harder
 
 
@@ -64,7 +68,7 @@ class Trainer:
         self.progress = [Progress(source) for source in sources]
         self.done: dict[str, float] = {}  #: minutes spent in each stage
         self.step = 0
-        self.rng = np.random.default_rng([TRAINING, seed, int(time.time())])
+        self.seed = seed
         self.resumed: dict = {}  #: the state that training continues from
         self.seen = 0.0  #: running share of object patches that the encoder tells right
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ class Trainer:
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
         self.oracle.load_state_dict(state["oracle"])
-        self.heads.load_state_dict(state["heads"])
+        self.heads.load_state_dict(state["heads"], strict=False)
         self.done, self.step, self.resumed = state["done"], state["step"], state
         for progress, (level, accuracy) in zip(self.progress, state["progress"], strict=True):
             progress.level, progress.accuracy = level, accuracy
@@ -98,15 +102,15 @@ class Trainer:
         if self.resumed.get("stage") == stage:
             optimizer.load_state_dict(self.resumed["optimizer"])
         self.optimizing = (stage, optimizer)
+        self.rng = np.random.default_rng([TRAINING, self.seed, self.step])  # a resumed run sees new scenes
         spent, begun, saved, first = self.done.get(stage, 0.0), time.time(), time.time(), self.step
         while self.done.get(stage, 0.0) < minutes:
-            share = self.done.get(stage, 0.0) / minutes
-            rate = RATES[stage] * min(1, (self.step - first + 1) / 50) * min(1, 1.05 - share) ** 0.5
-            if stage in ("encoder", "joint"):
-                rate = RATES[stage] * min(1, (self.step - first + 1) / 50) * (0.05 + 0.95 * (1 + np.cos(np.pi * share)) / 2)
+            rate = RATES[stage] * min(1, (self.step - first + 1) / WARM_UP)
+            if stage in ("encoder", "joint"):  # these two end with a cosine decay
+                rate *= 0.05 + 0.95 * (1 + np.cos(np.pi * self.done.get(stage, 0.0) / minutes)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            turn = self.step % len(self.sources)
+            turn = 0 if self.step % 4 else len(self.sources) - 1  # the first source is the harder one
             loss = self._loss(stage, self.sources[turn], self.progress[turn])
             optimizer.zero_grad()
             loss.backward()
@@ -123,10 +127,12 @@ class Trainer:
 
     def _trained(self, stage: str) -> list[nn.Parameter]:
         model = self.model.model
-        vision = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters(), *self.heads.parameters()]
-        text = [*model.language_model.parameters(), *self.model.lm_head.parameters()]
+        probes = [p for name, p in self.heads.named_parameters() if not name.startswith("frame.")]
+        vision = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters(), *probes]
+        text = [*model.language_model.parameters(), *self.model.lm_head.parameters(), *self.heads.frame.parameters()]
         text += [parameter for name, parameter in model.named_parameters() if name == "image_newline"]
-        return {"encoder": vision, "joint": vision + text}.get(stage, [*text, *self.oracle.parameters()])
+        stages = {"cells": [*text, *self.oracle.parameters()], "patches": text, "encoder": vision, "joint": vision + text}
+        return stages[stage]
 
     def _loss(self, stage: str, source: Source, progress: Progress) -> torch.Tensor:
         size = BATCH[stage, source.frames]
@@ -148,9 +154,21 @@ class Trainer:
             tokens = tokens + ORACLE_NOISE * torch.randn_like(tokens)
         asked = data.ask(samples, source.functions, progress.weights(), QUESTIONS, self.rng)
         packed = data.pack(asked, positions, source.span)
-        logits = data.answer_logits(self.model, tokens, packed)
+        logits, states = data.read(self.model, tokens, packed)
         progress.record(packed.kinds, logits.argmax(-1) == packed.answers)
-        return F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten()) + 0.2 * extra
+        loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten()) + 0.2 * extra
+        loss = loss + HELP_WEIGHT * data.hint_loss(self.model, states, packed)
+        if source.frames > 1:
+            loss = loss + HELP_WEIGHT * self._frame_loss(states[FRAME_LAYER], positions)
+        return loss
+
+    def _frame_loss(self, states: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+        """Visual tokens must know early which frame they are from; only their positions tell."""
+        frames = torch.from_numpy(positions // POOLED_SIDE**2)
+        shown = frames < FRAMES  # all but the newline that ends a video
+        visual = states[:, len(data.PREFIX) : len(data.PREFIX) + len(positions)][:, shown]
+        logits = self.heads.frame(F.layer_norm(visual, visual.shape[-1:]))
+        return F.cross_entropy(logits.flatten(0, 1), frames[shown].repeat(len(states)))
 
     def _vision(self, source: Source, samples: list, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected patch features and the loss that ties them to what is shown."""

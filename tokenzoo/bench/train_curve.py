@@ -1,0 +1,34 @@
+"""Draw a training log: ``python -m tokenzoo.bench.train_curve DIR/log.jsonl curve.png``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+BOOKKEEPING = ("stage", "minutes", "step", "loss", "seen", "run")
+
+
+def draw(log: Path, picture: Path) -> None:
+    """Running accuracy of each kind of question over the training steps, a grey line where a stage begins."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for name in [key for key in rows[-1] if key not in BOOKKEEPING and not key.endswith("_level")]:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.2)
+    for previous, row in zip([{}, *rows], rows, strict=False):
+        if previous.get("stage") != row["stage"]:
+            axes.axvline(row["step"], color="0.7", linewidth=0.8)
+            axes.text(row["step"], 1.01, row["stage"], fontsize=8, rotation=30)
+    axes.set(xlabel="training step", ylabel="running accuracy on training scenes", ylim=(0, 1))
+    axes.legend(fontsize=7, loc="lower right")
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))
