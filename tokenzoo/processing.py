@@ -150,7 +150,5 @@ def _qwen(image_processor: Any, images: list, videos: list) -> tuple[dict, list[
         grids.append(torch.tensor([len(frames) // depth, *grid[0, 1:].tolist()]))
     if videos:
         media |= {"pixel_values_videos": torch.cat(rows), "video_grid_thw": torch.stack(grids)}
-    lengths = [
-        [int(grid.prod()) // merged for grid in media.get(name, ())] for name in ("image_grid_thw", "video_grid_thw")
-    ]
+    lengths = [[int(grid.prod()) // merged for grid in media.get(name, ())] for name in ("image_grid_thw", "video_grid_thw")]
     return media, lengths[0], lengths[1]
