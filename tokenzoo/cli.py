@@ -38,7 +38,7 @@ class UserFailure(click.ClickException):
 
     def __init__(self, error: UserError) -> None:
         super().__init__(" ".join(str(error).split()))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]
 
 
 class LazyGroup(click.Group):

@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -192,7 +193,7 @@ def _load(files: tuple[Path, ...], registries: tuple[Path, ...]) -> Zoo:
         _add(zoo, plugin, point.load)
     for file in files:
         plugin = Plugin(file.stem, "file", str(file))
-        _add(zoo, plugin, lambda file=file: import_file(file))
+        _add(zoo, plugin, partial(import_file, file))
     return zoo
 
 

@@ -67,7 +67,8 @@ def _methods(target: str) -> tuple[list[Any], Any]:
     if not any(plugin.kind == "file" and plugin.entry == entry for plugin in zoo.plugins):
         return [], Finding(0, entry, zoo.failures.get(Path(target).stem, "it adds no method."))
     names = [name for name in zoo.names() if zoo.info(name).kind == "file" and zoo.info(name).entry == entry]
-    return [zoo.method(name)() for name in names], None
+    classes: list[Any] = [zoo.method(name) for name in names]
+    return [cls() for cls in classes], None  # type: ignore[operator]
 
 
 def _progress(where: str) -> None:

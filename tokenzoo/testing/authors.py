@@ -83,12 +83,12 @@ def visual_tokens(features: torch.Tensor, grids: Grids, kind: str = "image", **m
     `features` [tokens, width]; `grids` (height, width), or one for each view; `more` are further fields of
     VisualTokens, such as `recorded_layers`, `encoder_heads` and `has_cls`.
     """
-    views = [grids] if isinstance(grids[0], int) else list(grids)
-    sizes = [height * width for height, width in views]  # type: ignore[misc]
+    views: list[Any] = [grids] if isinstance(grids[0], int) else list(grids)
+    sizes = [height * width for height, width in views]
     if sum(sizes) != len(features):
         raise ValueError(f"The grids {views} hold {sum(sizes)} tokens, there are {len(features)} features.")
     view = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return VisualTokens(kind=kind, features=features, view=view, grids=tuple(views), memory={}, **more)  # type: ignore[arg-type]
+    return VisualTokens(kind=kind, features=features, view=view, grids=tuple(views), memory={}, **more)
 
 
 def assert_golden(reducer: TokenReducer, path: str | Path, tolerance: float = 1e-5) -> None:

@@ -39,7 +39,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.family = find_family(self.model, load_zoo().families())
-        self.decoder = self.family.decoder(self.model)
+        self.decoder: Any = self.family.decoder(self.model)
         self.prompt = full_prompt(self.model, self.decoder, self.inputs)
         self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
         self.before = fingerprint(self.model)
@@ -93,8 +93,8 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
     )
     for copy, state in zip((copy for copy, _ in watched), states, strict=True):
         if not _equal_state(vars(copy), state):
-            names = sorted(set(vars(copy)) ^ set(state)) or sorted(k for k in state if vars(copy)[k] is not state[k])
-            message = f"it wrote to self ({', '.join(names)}); keep what hooks share in tokens.memory / layer.memory."
+            written = sorted(set(vars(copy)) ^ set(state)) or sorted(k for k in state if vars(copy)[k] is not state[k])
+            message = f"it wrote to self ({', '.join(written)}); keep what hooks share in tokens.memory / layer.memory."
             report.findings.append(Finding(3, case.where, message))
     report.findings += changed_inputs(case, outcome, inputs)
     structure = list(check_structure(case, outcome))

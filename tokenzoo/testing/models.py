@@ -108,7 +108,7 @@ def _mrope(layers: int) -> dict[str, Any]:
     }
 
 
-_QWEN_TOKENS = {
+_QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "vision_start_token_id": VISION_START,
@@ -158,6 +158,7 @@ def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAY
     """Return a random float32 model of a family in evaluation mode; the same weights for the same seed."""
     if family not in _BUILDERS:
         raise unknown("family", family, FAMILIES, "python -c 'import tokenzoo.testing as t; print(t.FAMILIES)'")
+    model: Any
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _BUILDERS[family](layers).eval()

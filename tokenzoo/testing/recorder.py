@@ -34,7 +34,7 @@ def watch(reducer: TokenReducer) -> tuple[TokenReducer, list[Call]]:
     """Return a copy of the reducer that records its calls, and the list they go to."""
     calls: list[Call] = []
     members: dict[str, Any] = {hook: _recording(type(reducer), hook, calls) for hook in HOOKS if reducer.implements(hook)}
-    copy = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
+    copy: TokenReducer = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
     copy.__dict__.update(reducer.__dict__)
     return copy, calls
 
