@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -58,11 +58,11 @@ class Task(ABC):
     ``chance`` is the accuracy of guessing without looking, in 0..1.
     """
 
-    name: ClassVar[str] | str
-    modality: ClassVar[Literal["image", "video"]] | Literal["image", "video"]
-    metric: ClassVar[Literal["accuracy", "f1"]] | Literal["accuracy", "f1"] = "accuracy"
-    chance: ClassVar[float] | float = 0.0
-    description: ClassVar[str] | str = ""
+    name: str
+    modality: Literal["image", "video"]
+    metric: Literal["accuracy", "f1"] = "accuracy"
+    chance: float = 0.0
+    description: str = ""
 
     @abstractmethod
     def questions(self, limit: int, seed: int) -> Iterator[Question]:

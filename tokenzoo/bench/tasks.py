@@ -6,6 +6,7 @@ Test scenes come from the generator `[HELD_OUT, ...]`, training scenes from `[TR
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -30,11 +31,11 @@ class GeneratedTask(Task):
     def __init__(
         self,
         name: str,
-        modality: str,
+        modality: Literal["image", "video"],
         functions: tuple[Callable, ...],
         chance: float,
         description: str,
-        metric: str = "accuracy",
+        metric: Literal["accuracy", "f1"] = "accuracy",
     ) -> None:
         self.name = name
         self.modality = modality
@@ -50,7 +51,7 @@ class GeneratedTask(Task):
 
     def _question(self, rng: np.random.Generator, function: Callable, name: str) -> Question:
         while True:
-            shown = sample_video(rng) if self.modality == "video" else sample_scene(rng)
+            shown: Any = sample_video(rng) if self.modality == "video" else sample_scene(rng)
             asked = function(shown, rng)
             if asked is not None:
                 break

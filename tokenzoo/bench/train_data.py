@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from tokenzoo.bench.image_questions import Asked
@@ -100,7 +100,7 @@ def pack(asked: list[list[tuple[int, Asked]]], visual_positions: np.ndarray, spa
     )
 
 
-def read(model: nn.Module, visual: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def read(model: Any, visual: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Run a model's decoder on visual embeddings [batch, visual, hidden].
 
     :return: logits of the answers [batch, questions, vocabulary], and the hidden states entering each layer [batch, T, hidden]
@@ -118,7 +118,7 @@ def read(model: nn.Module, visual: torch.Tensor, packed: Packed) -> tuple[torch.
     return model.lm_head(_at_answers(outputs.last_hidden_state, packed)), outputs.hidden_states
 
 
-def hint_loss(model: nn.Module, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
+def hint_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
     """Cross entropy of the hints, read off the middle layer as if it were the last; 0 where there are none."""
     decoder = model.model.language_model
     if not (packed.hints != IGNORED).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ def pixels(pictures: np.ndarray) -> torch.Tensor:
     return ((values - MEAN) / STD).contiguous()
 
 
-def encode(model: nn.Module, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def encode(model: Any, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Patch features that the projector reads [batch, 144, hidden], and the last layer's CLS token if there is one."""
     outputs = model.model.vision_tower(values, output_hidden_states=True)
     features = outputs.hidden_states[model.config.vision_feature_layer]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -39,7 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def export(model: torch.nn.Module, folder: Path) -> None:
+def export(model: Any, folder: Path) -> None:
     """Write a LLaVA or LLaVA-OneVision shape to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.max_new_tokens = 4
@@ -50,7 +51,7 @@ def export(model: torch.nn.Module, folder: Path) -> None:
         part["dtype"] = "bfloat16"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer = build_tokenizer()
-    normalise = dict(image_mean=[MEAN] * 3, image_std=[STD] * 3)
+    normalise: dict[str, Any] = dict(image_mean=[MEAN] * 3, image_std=[STD] * 3)
     if model.config.model_type == "llava":
         square = {"height": SIZE, "width": SIZE}
         LlavaProcessor(

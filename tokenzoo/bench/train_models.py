@@ -63,10 +63,10 @@ def _initialise(model: torch.nn.Module) -> None:
 
 def build_llava() -> LlavaForConditionalGeneration:
     """LLaVA-1.5 shape: CLIP encoder with a CLS token, two-layer projector, Llama decoder."""
-    config = LlavaConfig(
+    config = LlavaConfig(  # type: ignore[call-arg]
         vision_config=CLIPVisionConfig(**_encoder_sizes(ENCODER_LAYERS)),
         text_config=LlamaConfig(num_key_value_heads=HEADS, **_decoder_sizes()),
-        image_token_id=WORDS.index(IMAGE),
+        image_token_index=WORDS.index(IMAGE),
         image_seq_length=(SIZE // PATCH_SIZE) ** 2,
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,
@@ -84,11 +84,11 @@ def build_onevision() -> LlavaOnevisionForConditionalGeneration:
     A picture is always its base view and one tile of the same size (``image_grid_pinpoints``), 144 + 144 tokens and a newline
     after each of the tile's twelve rows: the path that the stock model takes for a single picture.
     """
-    config = LlavaOnevisionConfig(
+    config = LlavaOnevisionConfig(  # type: ignore[call-arg]
         vision_config=SiglipVisionConfig(vision_use_head=False, **_encoder_sizes(ENCODER_LAYERS - 1)),
         text_config=Qwen2Config(num_key_value_heads=HEADS // 2, **_decoder_sizes()),
-        image_token_id=WORDS.index(IMAGE),
-        video_token_id=WORDS.index(VIDEO),
+        image_token_index=WORDS.index(IMAGE),
+        video_token_index=WORDS.index(VIDEO),
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         image_grid_pinpoints=[[SIZE, SIZE]],

@@ -21,8 +21,8 @@ class OracleTokens(nn.Module):
         self.color = nn.Embedding(len(COLORS) + 1, hidden)
         self.row = nn.Embedding(CELLS, hidden)
         self.column = nn.Embedding(CELLS, hidden)
-        for embedding in self.children():
-            nn.init.normal_(embedding.weight, 0, 0.06)
+        for weight in self.parameters():
+            nn.init.normal_(weight, 0, 0.06)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         """labels [batch, 2, side, side] (kind, colour per patch) -> [batch, side * side, hidden]."""

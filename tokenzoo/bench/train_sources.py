@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from tokenzoo.bench.image_questions import IMAGE_QUESTIONS
 from tokenzoo.bench.scenes import CELLS, FRAMES, PATCH_SIZE, SIZE, labels, render, sample_scene
@@ -66,7 +66,7 @@ class Source:
             positions = (np.arange(self.frames)[:, None] * POOLED_SIDE**2 + positions).ravel()
         return tokens.reshape(-1, len(positions), tokens.shape[-1]), positions
 
-    def all_tokens(self, features: torch.Tensor, model: nn.Module) -> tuple[torch.Tensor, np.ndarray]:
+    def all_tokens(self, features: torch.Tensor, model: Any) -> tuple[torch.Tensor, np.ndarray]:
         """Projected patch features [batch * frames, 144, hidden] laid out as the model does, and their positions."""
         if self.span == PATCHES:
             tokens = features

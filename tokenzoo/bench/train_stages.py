@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ QUESTIONS = 16
 #: samples in a step, by stage and by frames in a sample
 BATCH = {("cells", 1): 10, ("cells", 8): 8, ("patches", 1): 8, ("patches", 8): 6}
 BATCH |= {("encoder", 1): 32, ("encoder", 8): 4, ("joint", 1): 8, ("joint", 8): 4}
-RATES = {"cells": 1e-3, "patches": 7e-4, "encoder": 1e-3, "joint": 5e-4}
+RATES = {"cells": 1e-3, "patches": 7e-4, "encoder": 1e-3, "joint": 1e-4}
 WARM_UP = 50  #: steps
 ORACLE_NOISE = 0.02
 HELP_WEIGHT = 0.3  #: of what is asked of the decoder's inner layers
@@ -62,7 +63,7 @@ class Trainer:
     :param folder: where ``state.pt`` and ``log.jsonl`` go
     """
 
-    def __init__(self, model: nn.Module, sources: Sequence[Source], folder: Path, seed: int) -> None:
+    def __init__(self, model: Any, sources: Sequence[Source], folder: Path, seed: int) -> None:
         self.model, self.sources, self.folder = model, sources, folder
         self.oracle, self.heads = OracleTokens(HIDDEN), PatchHeads(HIDDEN)
         self.progress = [Progress(source) for source in sources]
@@ -87,7 +88,7 @@ class Trainer:
             progress.level, progress.accuracy = level, accuracy
 
     def save(self) -> None:
-        state = dict(model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict())
+        state: dict[str, Any] = dict(model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict())
         state |= dict(done=self.done, step=self.step, stage=self.optimizing[0], optimizer=self.optimizing[1].state_dict())
         state["progress"] = [(progress.level, progress.accuracy) for progress in self.progress]
         torch.save(state, self.folder / "state.tmp")
@@ -156,7 +157,7 @@ class Trainer:
         packed = data.pack(asked, positions, source.span)
         logits, states = data.read(self.model, tokens, packed)
         progress.record(packed.kinds, logits.argmax(-1) == packed.answers)
-        loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten()) + 0.2 * extra
+        loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten()) + extra
         loss = loss + HELP_WEIGHT * data.hint_loss(self.model, states, packed)
         if source.frames > 1:
             loss = loss + HELP_WEIGHT * self._frame_loss(states[FRAME_LAYER], positions)
