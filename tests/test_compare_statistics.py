@@ -24,19 +24,21 @@ def test_paired_difference_is_mcnemars_exact_test():
     assert difference.low < -0.3 < difference.high and not difference.significant
 
 
-def test_equal_answers_differ_in_nothing():
-    same = paired_difference([True, False], [True, False])
-    assert (same.value, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+def test_the_interval_is_bonett_and_prices():
+    """Bonett and Price 2012: one disagreement more of each kind, two questions more in all."""
+    difference = paired_difference([True] * 10 + [False] * 35, [False] * 10 + [True] * 3 + [False] * 32)
+    more, fewer = 11 / 47, 4 / 47
+    reach = 1.959964 * math.sqrt((more + fewer - (more - fewer) ** 2) / 47)
+    assert difference.low == pytest.approx(more - fewer - reach, abs=1e-6)
+    assert difference.high == pytest.approx(more - fewer + reach, abs=1e-6)
 
 
-def test_one_question_proves_nothing():
-    one = paired_difference([False], [True])
-    assert (one.value, one.low, one.high, one.p_value) == (-1, -1, 1, 1)
-
-
-def test_the_bootstrap_is_seeded():
-    answers = [True] * 30 + [False] * 10
-    assert paired_difference(answers, answers[::-1]) == paired_difference(answers, answers[::-1])
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_equal_answers_are_no_proof_of_equality(count):
+    same = paired_difference([True] * count, [True] * count)
+    assert (same.value, same.p_value) == (0, 1)
+    assert same.low == -same.high < 0
+    assert same.high < (1 if count == 1 else 0.7)
 
 
 def test_unpaired_answers_are_refused():

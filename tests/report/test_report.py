@@ -84,7 +84,7 @@ def test_the_table_is_readable_at_100_columns(comparison):
     assert "…" not in text
     assert "measured" in text and "computed" in text and "quoted" in text
     assert re.search(r"none +144\.0 100% +94\.0 \[90 97\] +– +45\.0±1\.8 +1\.00", text)
-    assert re.search(r"fastv:K=3,R=0\.75 +38\.9 27% +92\.0 \[87 95\] +-2\.0 \[-4 -0\]", text)
+    assert re.search(r"fastv:K=3,R=0\.75 +38\.9 27% +92\.0 \[87 95\] +-2\.0 \[-4 \+0\]", text)
     assert "1.30!" in text and "slow_&_50%_{odd} is slower than none (1.30 times its prefill)." in text
     assert "broken: failed: ZeroDivisionError" in text and "AIM (high)" in text and "A note." in text
 

@@ -47,7 +47,7 @@ code { font-size: .95em; } details { margin: 1rem 0; } pre { overflow-x: auto; b
 {{ environment.torch }}, transformers {{ environment.transformers }}, {{ environment.dtype }}, {{ environment.attention }}
 attention, tokenzoo {{ environment.tokenzoo }}. <b class="computed">Computed</b> exactly from the recorded tokens.
 <b class="quoted">Quoted</b> from papers. <span class="best">Bold</span>: best, <span class="second">underlined</span>: second
-best, <code>none</code> left out. Brackets: 95&nbsp;% intervals (Wilson; differences: paired bootstrap); * differs from
+best, <code>none</code> left out. Brackets: 95&nbsp;% intervals (Wilson; differences: Bonett and Price); * differs from
 <code>none</code> (McNemar's exact test, p &lt; 0.05). ±: half the interquartile range over interleaved rounds; × none: median of
 the ratios within a round.</p>
 {% for section in sections %}
