@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenzoo import cli
+from tokenzoo import UserError, cli
 from tokenzoo.compare import compare
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.settings import Settings
@@ -167,3 +167,15 @@ def test_every_format_is_written(comparison, tmp_path):
     written = {path.name for path in write_all(comparison[0], tmp_path / "out")}
     assert set(FILES.values()) < written
     assert {Path(name).suffix for name in written} >= {".png", ".pdf"}
+
+
+def test_embedded_leaves_out_a_model_that_is_not_shipped(comparison, monkeypatch):
+    from tokenzoo.comparison import plan
+
+    monkeypatch.setattr(plan, "is_shipped", lambda model: model == "embedded:llava")
+    settings = Settings(methods="fastv:K=3", model="embedded", tasks="attribute,order", limit=2, timing=False, batch_size=2)
+    found = compare(settings, comparison[2])
+    assert [section.title for section in found.sections] == ["embedded:llava, images"]
+    assert found.notes == ["No video tasks: embedded:onevision is not part of this installation."]
+    with pytest.raises(UserError, match="No embedded model"):
+        compare(settings.model_copy(update={"tasks": ["order"]}), comparison[2])

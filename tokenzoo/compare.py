@@ -21,7 +21,7 @@ from tokenzoo.comparison import cells
 from tokenzoo.comparison.budgets import budget_of
 from tokenzoo.comparison.candidates import Candidate, at_retentions, matched, methods_of
 from tokenzoo.comparison.identity import accuracy_identity, timing_identity
-from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
+from tokenzoo.comparison.plan import SectionPlan, left_out, plan_sections, tasks_of
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.comparison.settings import Settings
@@ -109,7 +109,7 @@ def compare(
         settings=settings.model_dump(),
         environment=environment(plans[-1].checkpoint.model),
         seconds=time.monotonic() - began,
-        notes=_notes(sections, plans, targets),
+        notes=left_out(settings, tasks) + _notes(sections, plans, targets),
     )
 
 

@@ -12,7 +12,7 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.models import Checkpoint, load
+from tokenzoo.models import CHECKPOINTS, Checkpoint, load
 from tokenzoo.plugins import Zoo
 
 Kind = Literal["image", "video"]
@@ -60,13 +60,32 @@ def plan_sections(settings: Settings, tasks: Sequence[Task]) -> list[SectionPlan
     for name in settings.model:
         if name == EMBEDDED:
             for model, kind in EMBEDDED_FOR.items():
-                sections += _sections(model, tasks, (kind,))
+                if is_shipped(model):
+                    sections += _sections(model, tasks, (kind,))
             continue
         found = _sections(name, tasks, ("image", "video"))
         if not found:
             raise UserError(f"'{name}' takes no videos, and only video tasks were asked for. Choose other --tasks.")
         sections += found
+    if not sections:
+        raise UserError("No embedded model of this installation takes these tasks. Choose other --tasks, or a --model.")
     return sections
+
+
+def is_shipped(model: str) -> bool:
+    """Whether an embedded model is part of this installation (a source tree may lack one that is still being trained)."""
+    return (CHECKPOINTS / model.partition(":")[2] / "config.json").is_file()
+
+
+def left_out(settings: Settings, tasks: Sequence[Task]) -> list[str]:
+    """A note for each kind of task that `--model embedded` left out for want of its model."""
+    if EMBEDDED not in settings.model:
+        return []
+    return [
+        f"No {kind} tasks: {model} is not part of this installation."
+        for model, kind in EMBEDDED_FOR.items()
+        if not is_shipped(model) and any(task.modality == kind for task in tasks)
+    ]
 
 
 def _sections(model: str, tasks: Sequence[Task], kinds: Sequence[Kind]) -> list[SectionPlan]:

@@ -83,7 +83,7 @@ class Lab:
 
 def open_lab(model: str, tasks: str, limit: int, seed: int, store: Store | None, progress: Progress | None, fresh: bool) -> Lab:
     """Load the model and draw the questions; `tasks` must be of one kind of input that the model takes."""
-    settings = Settings(methods=["none"], model=[model], tasks=[tasks], limit=limit, seed=seed, timing=False)
+    settings = Settings(methods=["none"], model=[model], tasks=tasks.split(","), limit=limit, seed=seed, timing=False)
     zoo = load_zoo()
     plans = plan_sections(settings, tasks_of(settings.tasks, zoo))
     if len(plans) != 1:
