@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -168,3 +170,16 @@ def test_new_writes_where_it_is_told(tmp_path: Path) -> None:
     again = call("new", "my-method", "--dir", str(tmp_path / "there"))
     assert again.returncode == 2 and "exists and is not empty" in again.stderr
     assert time.time() - started < 60
+
+
+def test_broken_plugins_do_not_disturb_a_comparison(tmp_path: Path) -> None:
+    broken = Path(__file__).parent / "broken_plugins"
+    files = [part for name in ("raises", "not_a_number", "cannot_import") for part in ("--plugin", str(broken / f"{name}.py"))]
+    options = ["--model", "embedded:llava", "--limit", "2", "--no-timing", "--store", str(tmp_path / "store.sqlite")]
+    done = call(*files, "compare", "--methods", "uniform,raises,not_a_number", *options, "--format", "csv", OMP_NUM_THREADS="1")
+    assert done.returncode == 1
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    assert rows["uniform"]["status"] == rows["none"]["status"] != rows["raises"]["status"]
+    assert float(rows["uniform"]["accuracy"]) > 0
+    assert "KeyError: 'no such key'" in rows["raises"]["note"]
+    assert "features hold NaN or infinity" in rows["not_a_number"]["note"]
