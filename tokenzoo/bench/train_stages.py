@@ -107,11 +107,11 @@ class Trainer:
         spent, begun, saved, first = self.done.get(stage, 0.0), time.time(), time.time(), self.step
         while self.done.get(stage, 0.0) < minutes:
             rate = RATES[stage] * min(1, (self.step - first + 1) / WARM_UP)
-            if stage in ("encoder", "joint"):  # these two end with a cosine decay
+            if stage != "cells":  # a cosine decay
                 rate *= 0.05 + 0.95 * (1 + np.cos(np.pi * self.done.get(stage, 0.0) / minutes)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            turn = 0 if self.step % 4 else len(self.sources) - 1  # the first source is the harder one
+            turn = len(self.sources) - 1 if self.step % 4 else 0
             loss = self._loss(stage, self.sources[turn], self.progress[turn])
             optimizer.zero_grad()
             loss.backward()
@@ -132,7 +132,8 @@ class Trainer:
         vision = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters(), *probes]
         text = [*model.language_model.parameters(), *self.model.lm_head.parameters(), *self.heads.frame.parameters()]
         text += [parameter for name, parameter in model.named_parameters() if name == "image_newline"]
-        stages = {"cells": [*text, *self.oracle.parameters()], "patches": text, "encoder": vision, "joint": vision + text}
+        oracle = [] if "encoder" in self.done else [*self.oracle.parameters()]  # what an encoder has learnt to say stays
+        stages = {"cells": text + oracle, "patches": text, "encoder": vision, "joint": vision + text}
         return stages[stage]
 
     def _loss(self, stage: str, source: Source, progress: Progress) -> torch.Tensor:
