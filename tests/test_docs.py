@@ -151,7 +151,7 @@ def test_registry_snippets_are_registries(code: str, tmp_path: Path) -> None:
 
     path = tmp_path / "snippet.yaml"
     path.write_text(code)
-    if isinstance(yaml.safe_load(code), dict) and "methods" in yaml.safe_load(code):
+    if isinstance(yaml.safe_load(code).get("methods"), dict):
         load_registry([path])
 
 
