@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 BOOKKEEPING = ("stage", "minutes", "step", "loss", "seen", "run")
+SEEN = "object patches told right (encoder)"
 
 
 def draw(log: Path, picture: Path) -> None:
-    """Running accuracy of each kind of question over the training steps, a grey line where a stage begins."""
+    """Running accuracy of each kind of question and of the encoder over the steps, a grey line where a stage begins."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -19,8 +20,10 @@ def draw(log: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for name in [key for key in rows[-1] if key not in BOOKKEEPING and not key.endswith("_level")]:
-        points = [(row["step"], row[name]) for row in rows if name in row]
+        points = [(row["step"], row[name]) for row in rows if name in row and row["stage"] != "encoder"]
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.2)
+    points = [(row["step"], row["seen"]) for row in rows if row["stage"] == "encoder"]
+    axes.plot(*zip(*points, strict=True), "k.", label=SEEN, markersize=4)
     for previous, row in zip([{}, *rows], rows, strict=False):
         if previous.get("stage") != row["stage"]:
             axes.axvline(row["step"], color="0.7", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The training loop and its four stages; see `train` for what they are."""
+"""The training loop and its three stages; see `train` for what they are."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tokenzoo.bench.train_sources import POOLED_SIDE, Source
 QUESTIONS = 16
 #: samples in a step, by stage and by frames in a sample
 BATCH = {("cells", 1): 10, ("cells", 8): 8, ("patches", 1): 8, ("patches", 8): 6}
-BATCH |= {("encoder", 1): 32, ("encoder", 8): 4, ("joint", 1): 8, ("joint", 8): 4}
-RATES = {"cells": 1e-3, "patches": 7e-4, "encoder": 1e-3, "joint": 1e-4}
+BATCH |= {("encoder", 1): 32, ("encoder", 8): 4}
+RATES = {"cells": 1e-3, "patches": 7e-4, "encoder": 1e-3}
 WARM_UP = 50  #: steps
 ORACLE_NOISE = 0.02
 HELP_WEIGHT = 0.3  #: of what is asked of the decoder's inner layers
@@ -88,7 +88,9 @@ class Trainer:
             progress.level, progress.accuracy = level, accuracy
 
     def save(self) -> None:
-        state: dict[str, Any] = dict(model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict())
+        state: dict[str, Any] = dict(
+            model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict()
+        )
         state |= dict(done=self.done, step=self.step, stage=self.optimizing[0], optimizer=self.optimizing[1].state_dict())
         state["progress"] = [(progress.level, progress.accuracy) for progress in self.progress]
         torch.save(state, self.folder / "state.tmp")
@@ -111,7 +113,7 @@ class Trainer:
                 rate *= 0.05 + 0.95 * (1 + np.cos(np.pi * self.done.get(stage, 0.0) / minutes)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            turn = len(self.sources) - 1 if self.step % 4 else 0
+            turn = self.step % len(self.sources)
             loss = self._loss(stage, self.sources[turn], self.progress[turn])
             optimizer.zero_grad()
             loss.backward()
@@ -133,32 +135,26 @@ class Trainer:
         text = [*model.language_model.parameters(), *self.model.lm_head.parameters(), *self.heads.frame.parameters()]
         text += [parameter for name, parameter in model.named_parameters() if name == "image_newline"]
         oracle = [] if "encoder" in self.done else [*self.oracle.parameters()]  # what an encoder has learnt to say stays
-        stages = {"cells": text + oracle, "patches": text, "encoder": vision, "joint": vision + text}
+        stages = {"cells": text + oracle, "patches": text, "encoder": vision}
         return stages[stage]
 
     def _loss(self, stage: str, source: Source, progress: Progress) -> torch.Tensor:
         size = BATCH[stage, source.frames]
         if stage == "encoder":
-            samples = [source.sample(self.rng, **source.crowded) for _ in range(size)]
-            return self._vision(source, samples, torch.from_numpy(source.shown(samples)))[1]
+            return self._vision_loss(source, [source.sample(self.rng, **source.crowded) for _ in range(size)])
         levels = self.rng.integers(0, progress.level + 1, size)  # easier scenes stay in the mix
         samples = [source.sample(self.rng, **source.levels[level]) for level in levels]
         shown = torch.from_numpy(source.shown(samples))
-        if stage == "joint":
-            features, extra = self._vision(source, samples, shown)
-            tokens, positions = source.all_tokens(features, self.model)
+        if stage == "cells":
+            tokens, positions = source.cell_tokens(self.oracle, shown)
         else:
-            extra = torch.zeros(())
-            if stage == "cells":
-                tokens, positions = source.cell_tokens(self.oracle, shown)
-            else:
-                tokens, positions = source.all_tokens(self.oracle(shown), self.model)
-            tokens = tokens + ORACLE_NOISE * torch.randn_like(tokens)
+            tokens, positions = source.all_tokens(self.oracle(shown), self.model)
+        tokens = tokens + ORACLE_NOISE * torch.randn_like(tokens)
         asked = data.ask(samples, source.functions, progress.weights(), QUESTIONS, self.rng)
         packed = data.pack(asked, positions, source.span)
         logits, states = data.read(self.model, tokens, packed)
         progress.record(packed.kinds, logits.argmax(-1) == packed.answers)
-        loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten()) + extra
+        loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten())
         loss = loss + HELP_WEIGHT * data.hint_loss(self.model, states, packed)
         if source.frames > 1:
             loss = loss + HELP_WEIGHT * self._frame_loss(states[FRAME_LAYER], positions)
@@ -172,13 +168,13 @@ class Trainer:
         logits = self.heads.frame(F.layer_norm(visual, visual.shape[-1:]))
         return F.cross_entropy(logits.flatten(0, 1), frames[shown].repeat(len(states)))
 
-    def _vision(self, source: Source, samples: list, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected patch features and the loss that ties them to what is shown."""
+    def _vision_loss(self, source: Source, samples: list) -> torch.Tensor:
+        """How far the encoder is from telling what the patches show, and the projector from saying it in oracle tokens."""
+        shown = torch.from_numpy(source.shown(samples))
         features, summary = encode(self.model, pixels(source.pictures(samples)))
-        projected = self.model.model.multi_modal_projector(features)
         loss, seen = self.heads.loss(features, summary, shown)
         self.seen += 0.05 * (seen - self.seen)
-        return projected, loss + alignment(projected, self.oracle(shown), shown)
+        return loss + alignment(self.model.model.multi_modal_projector(features), self.oracle(shown), shown)
 
     def _log(self, stage: str, loss: float) -> None:
         row = dict(stage=stage, minutes=round(sum(self.done.values()), 2), step=self.step, loss=round(loss, 4))
