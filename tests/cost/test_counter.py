@@ -79,6 +79,7 @@ def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
     [
         ("llava-1.5-7b", "aim@image-high"),
         ("llava-1.5-7b", "pdrop"),
+        ("llava-1.5-7b", "prumerge_plus:mode=fixed"),
         ("llava-onevision-7b", "fastv"),
         ("qwen2.5-vl-7b", "vtw"),
     ],

@@ -55,7 +55,7 @@ class Weightless(TorchDispatchMode):
         if any(isinstance(result, torch.Tensor) and result.dtype == torch.bool for result in results):
             return function(*args, **kwargs)
         if function._schema.name in RANKING:
-            return tree_map(_ranked(args), shapes)
+            return tree_map(_ranked(_dimension(function, args, kwargs)), shapes)
         return tree_map(_filled, shapes)
 
 
@@ -74,9 +74,14 @@ def _filled(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype)
 
 
-def _ranked(args: Any) -> Any:
+def _dimension(function: Any, args: Any, kwargs: Any) -> int:
+    """The `dim` of a call, wherever it stands; the last one where it is not given."""
+    names = [argument.name for argument in function._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}.get("dim", -1)
+
+
+def _ranked(dimension: int) -> Any:
     """As `_filled`, with 0, 1, 2, ... along the ranked dimension for indices."""
-    dimension = next((value for value in args[2 if len(args) > 2 else 1 :] if isinstance(value, int)), -1)
 
     def fill(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.is_floating_point() or not value.ndim:
