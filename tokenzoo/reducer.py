@@ -169,7 +169,7 @@ def validate_parameters(reducer: TokenReducer) -> None:
     """Check and convert each field by its type hint (pydantic's lax mode: "14" becomes 14 for an int)."""
     from pydantic import ValidationError
 
-    for name, adapter in _adapters(type(reducer)).items():
+    for name, adapter in _adapters(type(reducer)).items():  # type: ignore[arg-type]
         value = getattr(reducer, name)
         try:
             checked = adapter.validate_python(value)

@@ -9,24 +9,23 @@ from typing import Any
 
 import pluggy
 import torch
-from torch import nn
 
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.hookspecs import PROJECT, RunHooks, hookimpl
 from tokenzoo.host.events import DecoderLayer, VisualTokens
-from tokenzoo.host.family import find_family
+from tokenzoo.host.family import Module, find_family
 from tokenzoo.host.prompt import Span
 from tokenzoo.host.run import Run
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.reducer import TokenReducer
 
 #: decoders a method is at work in; a second one at the same time would see the first one's rows
-_ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_ACTIVE: weakref.WeakSet[Module] = weakref.WeakSet()
 
 
 @contextmanager
 def apply(
-    model: nn.Module,
+    model: Module,
     reducer: str | TokenReducer | Pipeline | Sequence[TokenReducer],
     visual: Sequence[Span | Sequence[Span]] | None = None,
     observers: Sequence[Any] = (),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
+from tokenzoo.host.family import Module
 from tokenzoo.host.stages import Stage
 
 
 class DecodingStep:
     """One generated token on its way through the decoder; `generated` tokens are in the cache since the prefill."""
 
-    def __init__(self, decoder: nn.Module, entry: Entry, call: dict[str, Any], mrope: bool) -> None:
+    def __init__(self, decoder: Module, entry: Entry, call: dict[str, Any], mrope: bool) -> None:
         self.decoder, self.entry, self.mrope = decoder, entry, mrope
         self.cache, self.mask, self.given = call["past_key_values"], call.get("attention_mask"), call
         self.generated = self.cache.get_seq_length() - entry.layout.length

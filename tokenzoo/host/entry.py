@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -72,7 +73,7 @@ def reduce_entry(
         states = full.take(embeddings, sample)
         pieces = [_Piece(before.columns[before.text], states[before.text], before.columns[before.text])]
         for source, source_rows in zip(prompt.of_sample(sample), before.source_rows, strict=True):
-            see_source(source, states[source_rows], lambda states=states, text=before.text: states[text], reduce)
+            see_source(source, states[source_rows], partial(torch.index_select, states, 0, before.text), reduce)
             pieces.append(_piece_of(source, states[source_rows]))
             reduced = reduced or source.tokens is not None
         order = torch.cat([piece.place for piece in pieces]).argsort(stable=True)

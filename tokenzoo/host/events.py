@@ -166,10 +166,13 @@ class DecoderLayer:
     def _after_reduction(self, rows: torch.Tensor) -> None:
         """A second method at the same layer sees only what the first left."""
         query_key, next_query_key = self.query_key, self.next_query_key
-        self.query_key = lambda: tuple(states[:, rows] for states in query_key())  # type: ignore[assignment]
+
+        def now() -> tuple[torch.Tensor, torch.Tensor]:
+            query, key = query_key()
+            return query[:, rows], key[:, rows]
 
         def later(wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             query, key = next_query_key(rows[wanted])
             return query, key[:, rows]
 
-        self.next_query_key = later
+        self.query_key, self.next_query_key = now, later

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.workload import Architecture, Source
+
+#: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
+Module = Any
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class VisualSource:
     """One image or video of a call, as the adapter reads it off the call's arguments.
 
     `view_of_token` [placeholder tokens]: the view of each token as it enters the LLM, -1 for structural tokens
-    (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k before the projector is (non-structural) token k in the LLM.
+    (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k
+    before the projector is (non-structural) token k in the LLM.
     """
 
     source: Source
@@ -50,45 +53,45 @@ class Family(ABC):
     mrope: bool = False
 
     @abstractmethod
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Module) -> Module:
         """The stack of decoder layers: has `.layers`, `.rotary_emb`, `.config`, is called with `inputs_embeds`."""
 
     @abstractmethod
-    def root(self, model: nn.Module) -> nn.Module | None:
+    def root(self, model: Module) -> Module | None:
         """The module whose forward gets `input_ids` and the pixels; None where there are no pixels."""
 
     @abstractmethod
-    def projector(self, model: nn.Module) -> nn.Module:
+    def projector(self, model: Module) -> Module:
         """The module between encoder and LLM."""
 
     @abstractmethod
-    def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+    def encoder_layers(self, model: Module) -> Sequence[Module]:
         """The encoder's layers."""
 
     @abstractmethod
-    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+    def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         """The images ("image") or videos ("video") of one forward call, in order."""
 
-    def token_id(self, model: nn.Module, kind: str) -> int | None:
+    def token_id(self, model: Module, kind: str) -> int | None:
         """The placeholder's token id for "image" or "video"; None where the model has no such input."""
         return getattr(model.config, f"{kind}_token_id", None)
 
-    def has_cls(self, model: nn.Module) -> bool:
+    def has_cls(self, model: Module) -> bool:
         """Whether the encoder has a CLS token whose attention methods may read."""
         return False
 
-    def encoder_heads(self, model: nn.Module) -> int:
+    def encoder_heads(self, model: Module) -> int:
         return model.config.vision_config.num_attention_heads
 
-    def encoder_projections(self, layer: nn.Module) -> tuple[nn.Module, ...]:
+    def encoder_projections(self, layer: Module) -> tuple[Module, ...]:
         """The modules of an encoder layer whose outputs are its q and k: (q, k), or one fused (qkv,)."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
-    def decoder_projections(self, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def decoder_projections(self, layer: Module) -> tuple[Module, Module]:
         """The modules whose outputs are the q and k of a decoder layer before the rotary embedding."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
-    def rotate(self, layer: nn.Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def rotate(self, layer: Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Apply the rotary embedding cos, sin [tokens, head dim] to q or k [heads, tokens, head dim]."""
         first, second = states.chunk(2, dim=-1)
         return states * cos + torch.cat((-second, first), dim=-1) * sin
@@ -96,21 +99,21 @@ class Family(ABC):
     # --- the projector ------------------------------------------------------------------------------------------
 
     def split_features(
-        self, model: nn.Module, features: torch.Tensor, sources: Sequence[VisualSource]
+        self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]
     ) -> list[torch.Tensor]:
         """Split the projector's input [views, tokens, width] into [tokens, width] per source."""
         counts = [len(source.encoder_grids) for source in sources]
         return [part.flatten(0, 1) for part in features.split(counts)]
 
     def split_recorded(
-        self, model: nn.Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
+        self, model: Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Split the recorded outputs of `encoder_projections` into (q, k) [views, tokens, width] per source."""
         counts = [len(source.encoder_grids) for source in sources]
         query, key = recorded
         return list(zip(query.split(counts), key.split(counts), strict=True))
 
-    def projector_input(self, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         """Shape reduced features [tokens, width] as the projector takes them."""
         return features[None]
 
@@ -118,13 +121,13 @@ class Family(ABC):
         """The projected tokens [tokens, hidden] of `projector_input`."""
         return output[0]
 
-    def placeholder_output(self, model: nn.Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """A stand-in with the shape the unreduced projector would have returned (it costs no memory)."""
         return output.new_zeros(1).expand(*features.shape[:-1], output.shape[-1])
 
     # --- numbers ------------------------------------------------------------------------------------------------
 
-    def architecture(self, model: nn.Module) -> Architecture:
+    def architecture(self, model: Module) -> Architecture:
         """The dimensions of this model."""
         config = self.decoder(model).config
         vision = getattr(model.config, "vision_config", None)
@@ -149,7 +152,7 @@ class Family(ABC):
         }
 
 
-def find_family(model: nn.Module, families: Sequence[Family]) -> Family:
+def find_family(model: Module, families: Sequence[Family]) -> Family:
     """Return the adapter for a model; raises UnsupportedError naming the supported families."""
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     for family in families:

@@ -103,7 +103,8 @@ def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: 
     sources = []
     for sample in range(batch):
         given = spans[sample // (batch // len(spans))]
-        for start, end in [given] if given and isinstance(given[0], int) else given:  # type: ignore[list-item]
+        several: Any = [given] if given and isinstance(given[0], int) else given
+        for start, end in several:
             if not 0 <= start <= end <= length:
                 raise UserError(f"Span ({start}, {end}) of sample {sample} does not lie within its {length} tokens.")
             tokens = end - start

@@ -44,6 +44,6 @@ def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
         grids=visual.encoder_grids if before_projector else visual.grids,
         rows=tuple(rows),
         projected=len(source.projected) if source.projected is not None else sum(visual.source.before_projector),
-        view_counts=tuple((tokens.view == view).sum().item() for view in range(len(tokens.grids))),
+        view_counts=tuple(int((tokens.view == view).sum()) for view in range(len(tokens.grids))),
         assignment=tokens.assignment.tolist(),
     )

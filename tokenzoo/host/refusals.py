@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+import torch
 from transformers.cache_utils import StaticCache
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.entry import Entry
+from tokenzoo.host.family import Module
 
 
-def check_call(model: nn.Module, call: dict[str, Any]) -> None:
+def check_call(model: Module, call: dict[str, Any]) -> None:
     """Training and losses need every token."""
     if model.training:
         raise UnsupportedError(
@@ -25,7 +26,7 @@ def check_call(model: nn.Module, call: dict[str, Any]) -> None:
         )
 
 
-def check_prefill(decoder: nn.Module, call: dict[str, Any]) -> None:
+def check_prefill(decoder: Module, call: dict[str, Any]) -> None:
     """A cache of fixed shape, sliding windows and ready-made masks cannot follow per-layer lengths."""
     cache = call.get("past_key_values")
     if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
@@ -55,13 +56,14 @@ def check_encoded(given: Collection[str], encoded: Collection[str]) -> None:
             )
 
 
-def check_input_ids(input_ids: Any) -> None:
-    """Without input_ids the pictures' places in the prompt cannot be found."""
+def check_input_ids(input_ids: torch.Tensor | None) -> torch.Tensor:
+    """Return them; without input_ids the pictures' places in the prompt cannot be found."""
     if input_ids is None:
         raise UnsupportedError(
             "The call has pixels but no input_ids, so the visual tokens cannot be found. Pass input_ids, or apply to the "
             "decoder alone with visual=[(start, end), ...]."
         )
+    return input_ids
 
 
 def check_decoding(call: dict[str, Any], entry: Entry | None) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import Entry, entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.events import DecoderLayer, VisualTokens
-from tokenzoo.host.family import Family
+from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
 from tokenzoo.host.refusals import check_call, check_decoding, check_encoded, check_input_ids, check_prefill
@@ -29,7 +28,7 @@ class Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Module,
         family: Family,
         reducers: Sequence[TokenReducer],
         hooks: Any,
@@ -65,7 +64,7 @@ class Run:
 
     # --- hooks --------------------------------------------------------------------------------------------------
 
-    def attach(self, at_end: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, at_end: Callable[[Callable[[], None]], object]) -> None:
         """Register every hook; `at_end` is given each one's removal at once, so that none is lost on an error."""
 
         def keep(handle: Any) -> None:
@@ -73,6 +72,7 @@ class Run:
 
         keep(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
         if self.vision is not None:
+            assert self.root is not None
             keep(self.root.register_forward_pre_hook(self._begin, with_kwargs=True))
             self.vision.attach(at_end)
         keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -99,11 +99,11 @@ class Run:
     def _after_layer(self, layer: DecoderLayer) -> None:
         self.hooks.tokenzoo_after_layer(layer=layer)
 
-    def _check_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _check_call(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.reduces:
             check_call(module, kwargs)
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The whole model was called: in a prefill, remember its input_ids and forget older pictures."""
         assert self.vision is not None
         call = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs} if args else kwargs
@@ -114,14 +114,14 @@ class Run:
         check_encoded(given, self.vision.encoded)
         self.vision.encoded = {kind: self.vision.encoded[kind] for kind in given}
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _enter(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """The decoder was called: reduce its input in a prefill, shorten mask and positions in decoding."""
         if args:
             kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
         changed = self._decode(kwargs) if _cached(kwargs) else self._prefill(kwargs)
         return ((), {**kwargs, **changed}) if changed or args else None
 
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _leave(self, module: Module, args: tuple, output: Any) -> None:
         self.prefilling, self.step = False, None
 
     # --- prefill ------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Run:
         if call.get("inputs_embeds") is None:
             changed["inputs_embeds"] = self.decoder.embed_tokens(call["input_ids"])
             changed["input_ids"] = None
-        embeddings = changed.get("inputs_embeds", call.get("inputs_embeds"))
+        embeddings: torch.Tensor = {**call, **changed}["inputs_embeds"]
         batch, length = embeddings.shape[:2]
         if self.reduces:
             check_prefill(self.decoder, call)
@@ -161,8 +161,9 @@ class Run:
         for kind in KINDS:
             encoded = self.vision.encoded.get(kind)
             if encoded:
-                check_input_ids(self.input_ids)
-                sources += place(encoded, self.input_ids == self.family.token_id(self.model, kind), kind)
+                ids, token = check_input_ids(self.input_ids), self.family.token_id(self.model, kind)
+                assert token is not None
+                sources += place(encoded, ids.eq(token), kind)
         return Prompt(sources)
 
     def _decode(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Run:
     def _before_layer(self, index: int, reduction: LayerReduction | None) -> Callable[..., Any]:
         """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs."""
 
-        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        def hook(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             stage = self._stage_of(index)
             changed = {}
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -200,7 +201,7 @@ class Run:
     def _after(self, reduction: LayerReduction) -> Callable[..., Any]:
         """Ask the methods after a layer of the prefill, and drop what they drop."""
 
-        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        def hook(module: Module, args: tuple, output: Any) -> Any:
             if not self.prefilling:
                 return None
             assert self.prompt is not None and self.entry is not None

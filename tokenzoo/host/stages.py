@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.events import DecoderLayer
-from tokenzoo.host.family import Family
+from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import Prompt
 
 
@@ -32,7 +31,7 @@ class Stage:
     visual: list[torch.Tensor]
     text: list[torch.Tensor]
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
-    mask: torch.Tensor | None = None
+    mask: Any = None
     next_position: torch.Tensor | None = None
 
     def prefill_inputs(self) -> dict[str, Any]:
@@ -54,7 +53,7 @@ class Stage:
 class LayerReduction:
     """What happens around one layer after which methods act: watch its q and k, ask the methods, drop the rows."""
 
-    def __init__(self, family: Family, decoder: nn.Module, index: int, reduce: Callable[[DecoderLayer], None]) -> None:
+    def __init__(self, family: Family, decoder: Module, index: int, reduce: Callable[[DecoderLayer], None]) -> None:
         self.family, self.decoder, self.index, self.reduce = family, decoder, index, reduce
         self.layer = decoder.layers[index]
         self.projected: dict[str, torch.Tensor] = {}
@@ -65,7 +64,7 @@ class LayerReduction:
         """Keep references to the layer's q and k projections while `active` says a prefill runs."""
 
         def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            def hook(module: Module, args: Any, output: torch.Tensor) -> None:
                 if active():
                     self.projected[name] = output
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from tokenzoo.host.events import VisualTokens
-from tokenzoo.host.family import Family
+from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, EncodedSource
 
 
@@ -27,7 +26,7 @@ class VisionWatch:
     def __init__(
         self,
         family: Family,
-        model: nn.Module,
+        model: Module,
         encoder_layers: Sequence[int],
         reduce: Callable[[VisualTokens], None] | None,
     ) -> None:
@@ -37,7 +36,7 @@ class VisionWatch:
         self.recorded: dict[int, list[torch.Tensor]] = {}
         self.reduced_input: torch.Tensor | None = None
 
-    def attach(self, keep: Callable[[Callable[[], None]], None]) -> None:
+    def attach(self, keep: Callable[[Callable[[], None]], object]) -> None:
         """Begin to watch; `keep` is given a function that ends each watch."""
         root = self.family.root(self.model)
         for kind in KINDS:
@@ -79,12 +78,12 @@ class VisionWatch:
         return end
 
     def _recorder(self, index: int, position: int) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        def record(module: Module, args: Any, output: torch.Tensor) -> None:
             self.recorded.setdefault(index, [])[position:] = [output]
 
         return record
 
-    def _before_projector(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+    def _before_projector(self, module: Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
         """Let the methods reduce each source; hand what is left to the projector."""
         if not self.current:
             return None
@@ -122,7 +121,7 @@ class VisionWatch:
         left = torch.cat([tokens.features for tokens in events])
         return (self.family.projector_input(self.model, left),)
 
-    def _after_projector(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _after_projector(self, module: Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Keep the projected tokens for the decoder's input; return the stand-in."""
         if self.reduced_input is None:
             return None

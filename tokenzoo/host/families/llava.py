@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from tokenzoo.host.family import Family, VisualSource
+from tokenzoo.host.family import Family, Module, VisualSource
 from tokenzoo.workload import Source
 
 
@@ -16,28 +15,28 @@ class Llava(Family):
     name = "llava"
     model_types = ("llava",)
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Module) -> Module:
         return self.root(model).language_model
 
-    def root(self, model: nn.Module) -> nn.Module:
+    def root(self, model: Module) -> Module:
         return model.model if hasattr(model, "lm_head") else model
 
-    def projector(self, model: nn.Module) -> nn.Module:
+    def projector(self, model: Module) -> Module:
         return self.root(model).multi_modal_projector
 
-    def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+    def encoder_layers(self, model: Module) -> Sequence[Module]:
         return self.root(model).vision_tower.encoder.layers
 
-    def has_cls(self, model: nn.Module) -> bool:
+    def has_cls(self, model: Module) -> bool:
         return model.config.vision_config.model_type.startswith("clip")
 
-    def patch_grid(self, model: nn.Module) -> tuple[int, int]:
+    def patch_grid(self, model: Module) -> tuple[int, int]:
         """Rows and columns of patches of one encoder view."""
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         return side, side
 
-    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+    def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         pixels = call.get("pixel_values")
         if kind == "video" or pixels is None:
             return []

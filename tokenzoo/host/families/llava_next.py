@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tokenzoo.host.families.llava import Llava
-from tokenzoo.host.family import VisualSource
+from tokenzoo.host.family import Module, VisualSource
 from tokenzoo.workload import Source
 
 
@@ -18,19 +17,19 @@ class LlavaNext(Llava):
     name = "llava-next"
     model_types = ("llava_next",)
 
-    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+    def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         if kind == "video" or call.get("pixel_values") is None:
             return []
         return self.anyres_sources(model, call, [True] * len(call["image_sizes"]))
 
-    def pack(self, model: nn.Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
+    def pack(self, model: Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
         """The model's own packing, used to learn where each view's tokens and the newlines end up."""
         strategy = call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy
         newline = torch.full((1,), -1.0)
         return self.root(model).pack_image_features(views, sizes, strategy, image_newline=newline)[0]
 
     def anyres_sources(
-        self, model: nn.Module, call: Mapping[str, Any], tiled: Sequence[bool]
+        self, model: Module, call: Mapping[str, Any], tiled: Sequence[bool]
     ) -> list[VisualSource]:
         """Run the model's packing on one-channel features: 0 for the base view, 1 for the grid, -1 for newlines."""
         grid = self.patch_grid(model)

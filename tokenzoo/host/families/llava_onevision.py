@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from tokenzoo.host.families.llava_next import LlavaNext
-from tokenzoo.host.family import VisualSource
+from tokenzoo.host.family import Module, VisualSource
 from tokenzoo.workload import Source
 
 
@@ -18,7 +17,7 @@ class LlavaOnevision(LlavaNext):
     name = "llava-onevision"
     model_types = ("llava_onevision",)
 
-    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+    def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         if kind == "video":
             return self.videos(model, call.get("pixel_values_videos"))
         if call.get("pixel_values") is None:
@@ -29,12 +28,12 @@ class LlavaOnevision(LlavaNext):
             tiled = [int(count) == 1 for count in per_sample for _ in range(int(count))]
         return self.anyres_sources(model, call, tiled)
 
-    def pack(self, model: nn.Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
+    def pack(self, model: Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
         aspect = call.get("vision_aspect_ratio") or model.config.vision_aspect_ratio
         newline = torch.full((1,), -1.0)
         return self.root(model).pack_image_features(views, sizes, newline, aspect)[0]
 
-    def videos(self, model: nn.Module, pixels: torch.Tensor | None) -> list[VisualSource]:
+    def videos(self, model: Module, pixels: torch.Tensor | None) -> list[VisualSource]:
         """Each frame is pooled 2 x 2; one newline ends the video."""
         if pixels is None:
             return []

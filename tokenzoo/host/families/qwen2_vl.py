@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from tokenzoo.host.family import Family, VisualSource
+from tokenzoo.host.family import Family, Module, VisualSource
 from tokenzoo.workload import Source
 
 
@@ -21,30 +20,30 @@ class Qwen2VL(Family):
     model_types = ("qwen2_vl", "qwen2_5_vl")
     mrope = True
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Module) -> Module:
         return self.root(model).language_model
 
-    def root(self, model: nn.Module) -> nn.Module:
+    def root(self, model: Module) -> Module:
         return model.model if hasattr(model, "lm_head") else model
 
-    def projector(self, model: nn.Module) -> nn.Module:
+    def projector(self, model: Module) -> Module:
         return self.root(model).visual.merger
 
-    def encoder_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+    def encoder_layers(self, model: Module) -> Sequence[Module]:
         return self.root(model).visual.blocks
 
-    def encoder_heads(self, model: nn.Module) -> int:
+    def encoder_heads(self, model: Module) -> int:
         return model.config.vision_config.num_heads
 
-    def encoder_projections(self, layer: nn.Module) -> tuple[nn.Module, ...]:
+    def encoder_projections(self, layer: Module) -> tuple[Module, ...]:
         return (layer.attn.qkv,)
 
-    def sources(self, model: nn.Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
+    def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         grids = call.get(f"{kind}_grid_thw")
         if grids is None:
             return []
         side = model.config.vision_config.spatial_merge_size
-        return [self._source(kind, *thw, side) for thw in grids.tolist()]
+        return [self._source(kind, frames, height, width, side) for frames, height, width in grids.tolist()]
 
     def _source(self, kind: str, frames: int, height: int, width: int, side: int) -> VisualSource:
         grid = (height // side, width // side)
@@ -56,7 +55,7 @@ class Qwen2VL(Family):
     # --- the projector ------------------------------------------------------------------------------------------
 
     def _raster_units(
-        self, model: nn.Module, patches: torch.Tensor, sources: Sequence[VisualSource]
+        self, model: Module, patches: torch.Tensor, sources: Sequence[VisualSource]
     ) -> list[torch.Tensor]:
         """Group patches [patches, width] into units [units, side², width] in raster order, per source."""
         visual = self.root(model).visual
@@ -66,7 +65,7 @@ class Qwen2VL(Family):
             units = units[torch.argsort(self._window_index(visual, sources).to(units.device))]
         return list(units.split([sum(source.source.view_tokens) for source in sources]))
 
-    def _window_index(self, visual: nn.Module, sources: Sequence[VisualSource]) -> torch.Tensor:
+    def _window_index(self, visual: Module, sources: Sequence[VisualSource]) -> torch.Tensor:
         from transformers.vision_utils import get_vision_window_index
 
         side = visual.spatial_merge_size
@@ -76,12 +75,12 @@ class Qwen2VL(Family):
         )[0]
 
     def split_features(
-        self, model: nn.Module, features: torch.Tensor, sources: Sequence[VisualSource]
+        self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]
     ) -> list[torch.Tensor]:
         return [units.flatten(1) for units in self._raster_units(model, features, sources)]
 
     def split_recorded(
-        self, model: nn.Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
+        self, model: Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         query, key, _ = recorded[0].chunk(3, dim=-1)
         parts = []
@@ -90,13 +89,13 @@ class Qwen2VL(Family):
             parts.append([u.mean(1).view(len(s.grids), -1, u.shape[-1]) for u, s in zip(units, sources, strict=True)])
         return list(zip(*parts, strict=True))
 
-    def projector_input(self, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         return features.reshape(-1, features.shape[-1] // model.config.vision_config.spatial_merge_size**2)
 
     def projector_output(self, output: torch.Tensor) -> torch.Tensor:
         return output
 
-    def placeholder_output(self, model: nn.Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         units = len(features) // model.config.vision_config.spatial_merge_size**2
         return output.new_zeros(1).expand(units, output.shape[-1])
 
