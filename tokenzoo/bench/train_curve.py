@@ -19,17 +19,18 @@ def draw(log: Path, picture: Path) -> None:
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    decoder = [row for row in rows if row["stage"] != "encoder"]
     for name in [key for key in rows[-1] if key not in BOOKKEEPING and not key.endswith("_level")]:
-        points = [(row["step"], row[name]) for row in rows if name in row and row["stage"] != "encoder"]
+        points = [(row["step"], row[name]) for row in decoder if name in row]
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.2)
     points = [(row["step"], row["seen"]) for row in rows if row["stage"] == "encoder"]
     axes.plot(*zip(*points, strict=True), "k.", label=SEEN, markersize=4)
-    for previous, row in zip([{}, *rows], rows, strict=False):
+    for previous, row in zip([{}, *decoder], decoder, strict=False):
         if previous.get("stage") != row["stage"]:
             axes.axvline(row["step"], color="0.7", linewidth=0.8)
             axes.text(row["step"], 1.01, row["stage"], fontsize=8, rotation=30)
     axes.set(xlabel="training step", ylabel="running accuracy on training scenes", ylim=(0, 1))
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="lower center", ncols=3)
     figure.savefig(picture, dpi=110)
 
 
