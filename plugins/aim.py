@@ -40,15 +40,23 @@ class AIM(TokenReducer):
     layers; it protects the first sample's text in every sample of a batch, and left padding turns its scores NaN.
     """
 
-    retention: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.25
-    l1: Annotated[int, Field(ge=0)] | None = None
-    l2: Annotated[int, Field(ge=1)] | None = None
-    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    prune_before: bool = False
-    rounding: Literal["up", "down"] = "up"
-    merge_at: Literal["auto", "before_projector", "pre_llm"] = "auto"
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    iterations: Annotated[int, Field(ge=0)] = 5
+    retention: Annotated[
+        float, Field(gt=0, le=1, allow_inf_nan=False, description="Share of each view's tokens left after merging.")
+    ] = 0.25
+    l1: Annotated[int | None, Field(ge=0, description="First layer after which tokens are pruned (null: by depth).")] = None
+    l2: Annotated[int | None, Field(ge=1, description="Layer from which no visual token is left (null: by depth).")] = None
+    slope: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Share pruned per layer (null: 1 / (l2 - l1)).")
+    ] = None
+    prune_before: Annotated[bool, Field(description="Prune one layer earlier, as the paper's tables are priced.")] = False
+    rounding: Annotated[Literal["up", "down"], Field(description="How retention · tokens is rounded.")] = "up"
+    merge_at: Annotated[
+        Literal["auto", "before_projector", "pre_llm"], Field(description="Where tokens are merged (auto: by the encoder).")
+    ] = "auto"
+    temperature: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="Softmax temperature of the attention graph.")
+    ] = 0.1
+    iterations: Annotated[int, Field(ge=0, description="Rounds of PageRank.")] = 5
 
     name: ClassVar[str] = "aim"
 

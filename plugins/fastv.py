@@ -28,9 +28,9 @@ class FastV(TokenReducer):
     second path only masks; here tokens are dropped, and equal its in-place path.
     """
 
-    K: Annotated[int, Field(ge=1)] = 2
-    R: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
-    rank: Annotated[int, Field(ge=0)] | None = None
+    K: Annotated[int, Field(ge=1, description="Layers that see every token; the cut comes after layer K - 1.")] = 2
+    R: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Share of visual tokens dropped.")] = 0.5
+    rank: Annotated[int | None, Field(ge=0, description="Exact number kept, instead of R.")] = None
 
     name: ClassVar[str] = "fastv"
 

@@ -30,9 +30,14 @@ class PyramidDrop(TokenReducer):
     gives every stage 0..n-1 anew, as released; models with M-RoPE keep theirs in any case.
     """
 
-    layer_list: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    ratios: tuple[Share, ...] = (0.5, 0.25, 0.125)
-    position: PositionPolicy = "renumber"
+    layer_list: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        Field(description="Full layers before each stage (null: a quarter, half and three quarters of the depth)."),
+    ] = None
+    ratios: Annotated[
+        tuple[Share, ...], Field(description="Share of the original visual tokens left in each stage.")
+    ] = (0.5, 0.25, 0.125)
+    position: Annotated[PositionPolicy, Field(description="Position ids after each stage.")] = "renumber"
 
     name: ClassVar[str] = "pdrop"
 

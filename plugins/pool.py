@@ -23,7 +23,7 @@ class AveragePooling(TokenReducer):
     view given as one row (a bare decoder knows no grid) is read as a square where its length allows.
     """
 
-    stride: Annotated[int, Field(ge=1)] = 2
+    stride: Annotated[int, Field(ge=1, description="Side of the window that becomes one token.")] = 2
 
     name: ClassVar[str] = "pool"
 

@@ -32,10 +32,14 @@ class PruMerge(TokenReducer):
     outliers over the whole batch at once; here each view has its own.
     """
 
-    mode: Literal["adaptive", "fixed"] = "adaptive"
-    ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.125
-    tokens: Annotated[int, Field(ge=1)] | None = None
-    neighbours: Annotated[int, Field(ge=1)] = 32
+    mode: Annotated[
+        Literal["adaptive", "fixed"], Field(description="Keep the attention's outliers, or a fixed share (ratio).")
+    ] = "adaptive"
+    ratio: Annotated[
+        float, Field(gt=0, le=1, allow_inf_nan=False, description="Share of attended tokens in fixed mode.")
+    ] = 0.125
+    tokens: Annotated[int | None, Field(ge=1, description="Exact budget of an image or video, instead of mode.")] = None
+    neighbours: Annotated[int, Field(ge=1, description="Similar tokens merged into each kept one.")] = 32
 
     name: ClassVar[str] = "prumerge"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
 from tokenzoo_plugins.prumerge import PruMerge, outlier_share
 
 from tokenzoo import ops
@@ -24,7 +25,9 @@ class PruMergePlus(PruMerge):
     released code does, which also drops as many of the first unkept tokens from the merge.
     """
 
-    official_duplicates: bool = False
+    official_duplicates: Annotated[
+        bool, Field(description="Keep a grid token twice where it was attended too, as the released code does.")
+    ] = False
 
     name: ClassVar[str] = "prumerge_plus"
 

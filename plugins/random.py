@@ -21,8 +21,8 @@ class RandomSelection(TokenReducer):
     The choice depends on `seed` and n alone: equal samples of a batch (beams, repeated prompts) keep equal tokens.
     """
 
-    retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25
-    seed: Annotated[int, Field(ge=0)] = 0
+    retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Share of visual tokens kept.")] = 0.25
+    seed: Annotated[int, Field(ge=0, description="Another seed, other tokens.")] = 0
 
     name: ClassVar[str] = "random"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class UniformSelection(TokenReducer):
     """Before the LLM, keep round(retention · n) of each image's or video's n visual tokens at equal distances."""
 
-    retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25
+    retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Share of visual tokens kept.")] = 0.25
 
     name: ClassVar[str] = "uniform"
 

@@ -26,8 +26,8 @@ class VisualTokensWithdrawal(TokenReducer):
     (`position="renumber"` is the other reading of the paper).
     """
 
-    K: Annotated[int, Field(ge=1)] | None = None
-    position: PositionPolicy = "keep"
+    K: Annotated[int | None, Field(ge=1, description="Layers that see the visual tokens (null: by depth).")] = None
+    position: Annotated[PositionPolicy, Field(description="Position ids of the text from layer K on.")] = "keep"
 
     name: ClassVar[str] = "vtw"
 

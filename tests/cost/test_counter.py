@@ -86,10 +86,8 @@ def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
 )
 def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     model = load_architecture(name)
-    if "onevision" in name:
-        workload = model.video_workload(2)
-    else:  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
-        workload = model.image_workload(tokens=64 if "qwen" in name else None)
+    tokens = 64 if "qwen" in name else None  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
+    workload = model.video_workload(2) if "onevision" in name else model.image_workload(tokens=tokens)
     reducer = load_zoo().build(specification)
     counted = count_shape(model, workload, reducer)
     cost = price(model, workload, reducer)

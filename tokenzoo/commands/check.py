@@ -68,7 +68,7 @@ def _methods(target: str) -> tuple[list[Any], Any]:
         return [], Finding(0, entry, zoo.failures.get(Path(target).stem, "it adds no method."))
     names = [name for name in zoo.names() if zoo.info(name).kind == "file" and zoo.info(name).entry == entry]
     classes: list[Any] = [zoo.method(name) for name in names]
-    return [cls() for cls in classes], None  # type: ignore[operator]
+    return [cls() for cls in classes], None
 
 
 def _progress(where: str) -> None:

@@ -13,7 +13,9 @@ import click
 @click.option("--budget-ms", required=True, type=click.FloatRange(min=0, min_open=True), help="Prefill milliseconds, at most.")
 @click.option("--video/--image", default=None, help="A video of 32 frames, or one image (default: what the model is for).")
 @click.option("--convention", default="llm-viewer", show_default=True, help="How FLOPs and time are counted.")
-@click.option("--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True, help="How to print it."
+)
 def command(arch: str, hardware: str, budget_ms: float, video: bool | None, convention: str, form: str) -> None:
     """List the settings of all methods whose prefill fits the budget, least accuracy loss first where it is known."""
     from dataclasses import asdict

@@ -12,8 +12,21 @@ import click
 @click.option("--model", default="", metavar="TEXT", help="Only models with this in their name.")
 @click.option("--method", default="", metavar="TEXT", help="Only methods with this in their specification.")
 @click.option("--task", default="", metavar="TEXT", help="Only tasks with this in their name.")
-@click.option("--kind", type=click.Choice(("accuracy", "timing")), default="accuracy", show_default=True)
-@click.option("--format", "form", type=click.Choice(("table", "csv", "json")), default="table", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(("accuracy", "timing")),
+    default="accuracy",
+    show_default=True,
+    help="Answers to tasks, or measured times.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "csv", "json")),
+    default="table",
+    show_default=True,
+    help="How to print or export them.",
+)
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write there instead of printing.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="The store to read.")
 def command(model: str, method: str, task: str, kind: str, form: str, out: Path | None, store_path: Path | None) -> None:

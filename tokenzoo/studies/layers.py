@@ -43,8 +43,8 @@ def run(lab: Lab) -> Study:
     late, early = change_of[21, 22], change_of[7, 8]
     harmless_late, harmful_early = not worse(late), worse(early)
     here = (
-        f"Against all tokens in all layers ({points(unpruned):.1f} %), withdrawing everything late, window {labels[21, 22]}, changes "
-        f"{change(late)} points; early, window {labels[7, 8]}, {change(early)}."
+        f"Against all tokens in all layers ({points(unpruned):.1f} %), withdrawing everything late, window "
+        f"{labels[21, 22]}, changes {change(late)} points; early, window {labels[7, 8]}, {change(early)}."
     )
     paper = "Late, window (21, 22) of 28 layers: +0.1 points; early, window (7, 8): -16.1. Visual tokens matter in early layers."
     return Study(
