@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tokenzoo.bench import train_data as data
+from tokenzoo.bench import train_stages
 from tokenzoo.bench.image_questions import IMAGE_QUESTIONS
 from tokenzoo.bench.scenes import labels, sample_scene
 from tokenzoo.bench.train_models import HIDDEN, adopt, build_llava, build_onevision
 from tokenzoo.bench.train_oracle import OracleTokens, per_cell
 from tokenzoo.bench.train_sources import LLAVA_PICTURES, TILED_PICTURES, VIDEOS
-from tokenzoo.bench.train_stages import Trainer
 
 FEW_SECONDS = 0.01  # minutes: one or two steps
 
@@ -80,13 +80,14 @@ def test_adopting_averages_pairs_of_heads():
     assert torch.allclose(adopted[1], (heads[2] + heads[3]) / 2)
 
 
-def test_stages_run_save_and_resume(tmp_path):
+def test_stages_run_save_and_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_stages, "BATCH", dict.fromkeys(train_stages.BATCH, 1))
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    first = Trainer(build_onevision(), (VIDEOS, TILED_PICTURES), tmp_path, seed=0)
+    first = train_stages.Trainer(build_onevision(), (VIDEOS, TILED_PICTURES), tmp_path, seed=0)
     first.run("cells", FEW_SECONDS)
     oracle = first.oracle.kind.weight.clone()
-    second = Trainer(build_onevision(), (VIDEOS, TILED_PICTURES), tmp_path, seed=0)
+    second = train_stages.Trainer(build_onevision(), (VIDEOS, TILED_PICTURES), tmp_path, seed=0)
     second.resume()
     assert second.step == first.step > 0 and second.done == first.done
     assert torch.equal(second.model.lm_head.weight, first.model.lm_head.weight)
