@@ -1,6 +1,9 @@
-"""Prefill speed of every method on a Qwen2-0.5B-shaped decoder with random weights (24 layers x 896, bfloat16).
+"""Prefill speed of every method on a Qwen2-0.5B-shaped decoder with random weights (24 layers x 896).
 
-    python benchmarks/prefill.py [--visual 1568 3136] [--rounds 7] [--methods aim fastv ...]
+    python benchmarks/prefill.py [--visual 1568 3136] [--rounds 7] [--methods aim fastv ...] [--dtype bfloat16]
+
+bfloat16 is what large models are timed in, where the processor multiplies it natively (AVX512-BF16, AMX); on one that
+emulates it (AVX2: 40 times slower than float32) pass --dtype float32.
 
 Prints, for each method: its prefill time as a ratio to `none` (the median over interleaved rounds; each ratio is taken
 within a round, so that drift of the machine hits both alike), the ratio of FLOPs under `exact`, measured speed-up over
@@ -41,7 +44,7 @@ METHODS = (
 )
 
 
-def decoder() -> Qwen2Model:
+def decoder(dtype: torch.dtype) -> Qwen2Model:
     """Qwen2-0.5B's decoder with random weights."""
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -52,12 +55,12 @@ def decoder() -> Qwen2Model:
         num_attention_heads=14,
         num_key_value_heads=2,
     )
-    return Qwen2Model(config).to(torch.bfloat16).eval()
+    return Qwen2Model(config).to(dtype).eval()
 
 
 def measure(model: Qwen2Model, visual: int, names: list[str], rounds: int) -> Table:
     """Time the raw model and every method in turn, `rounds` times after one warm-up."""
-    zoo, embeddings = load_zoo(), torch.randn(1, TEXT + visual, HIDDEN).to(torch.bfloat16)
+    zoo, embeddings = load_zoo(), torch.randn(1, TEXT + visual, HIDDEN).to(model.dtype)
     spans = [[(TEXT // 2 + first, TEXT // 2 + first + FRAME) for first in range(0, visual, FRAME)]]
     methods = {name: zoo.build(name) for name in names}
 
@@ -120,8 +123,9 @@ def main() -> None:
     parser.add_argument("--visual", type=int, nargs="+", default=[1568, 3136])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     options = parser.parse_args()
-    console, model = Console(width=120), decoder()
+    console, model = Console(width=120), decoder(getattr(torch, options.dtype))
     console.print(environment(model))
     names = ["none", *[name for name in options.methods if name != "none"]]
     for visual in options.visual:
