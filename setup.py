@@ -34,7 +34,6 @@ setup(
             "py.typed",
             "bench/checkpoints/**/*",
             "cost/tables/*.yaml",
-            "report/templates/*",
             "templates/**/*",
         ]
     },

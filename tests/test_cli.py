@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -150,12 +149,10 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 
 def test_new_writes_where_it_is_told(tmp_path: Path) -> None:
-    started = time.time()
     done = call("new", "my-method", "--dir", str(tmp_path / "there"))
     assert done.returncode == 0 and (tmp_path / "there" / "my_method.py").exists()
     again = call("new", "my-method", "--dir", str(tmp_path / "there"))
     assert again.returncode == 2 and "exists and is not empty" in again.stderr
-    assert time.time() - started < 60
 
 
 def test_broken_plugins_do_not_disturb_a_comparison(tmp_path: Path) -> None:
