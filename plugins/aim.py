@@ -139,12 +139,7 @@ class AIM(TokenReducer):
 
     def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
         count = self._kept(layer.entered, layer.num_layers)[layer.index]
-        if count >= len(layer.visual):
-            return None
-        if count == 0:
-            return layer.visual[:0]
-        score = layer.importance(self.temperature, self.iterations)
-        return ops.top_indices(score[layer.visual], count)
+        return layer.keep_best(count, lambda: layer.importance(self.temperature, self.iterations))
 
     # --- numbers ------------------------------------------------------------------------------------------------
 

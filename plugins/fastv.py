@@ -35,13 +35,7 @@ class FastV(TokenReducer):
     name: ClassVar[str] = "fastv"
 
     def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-        count = self._kept(layer.entered)
-        if count >= len(layer.visual):
-            return None
-        if count == 0:
-            return layer.visual[:0]
-        score = layer.attention("last")[:, 0].mean(0)
-        return ops.top_indices(score[layer.visual], count)
+        return layer.keep_best(self._kept(layer.entered), lambda: layer.attention("last")[:, 0].mean(0))
 
     def _kept(self, entered: int) -> int:
         return round((1 - self.R) * entered) if self.rank is None else self.rank

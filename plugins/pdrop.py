@@ -62,12 +62,7 @@ class PyramidDrop(TokenReducer):
 
     def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
         count = self._kept(layer.entered, layer.num_layers)[layer.index]
-        if count >= len(layer.visual):
-            return None
-        if count == 0:
-            return layer.visual[:0]
-        score = layer.next_attention("last")[:, 0].mean(0)
-        return ops.top_indices(score[layer.visual], count)
+        return layer.keep_best(count, lambda: layer.next_attention("last")[:, 0].mean(0))
 
     def _kept(self, entered: int, num_layers: int) -> dict[int, int]:
         """For each layer after which tokens are dropped, how many stay."""

@@ -15,6 +15,7 @@ from tokenzoo.hookspecs import PROJECT, RunHooks, hookimpl
 from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import Module, find_family
 from tokenzoo.host.prompt import Span
+from tokenzoo.host.refusals import check_mode
 from tokenzoo.host.run import Run
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.reducer import TokenReducer
@@ -52,10 +53,8 @@ def apply(
         )
     if family.root(model) is None and visual is None:
         raise UserError("A bare decoder cannot tell its visual tokens: pass visual=[(start, end), ...], one per sample.")
-    if model.training and any(_reduces(method) for method in reducers):
-        raise UnsupportedError(
-            "The model is in training mode; token reduction is for inference. Call model.eval() first."
-        )
+    if any(_reduces(method) for method in reducers):
+        check_mode(model)
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(family, architecture)

@@ -145,6 +145,15 @@ class DecoderLayer:
         query, key = self.query_key()
         return ops.pagerank(query, key, self.scaling, temperature, iterations)
 
+    def keep_best(self, count: int, score: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+        """What `after_layer` returns to keep the `count` visual tokens of highest `score()` [tokens], ties to the first.
+
+        The score is asked for only where it decides: not where no token or every token stays.
+        """
+        if count >= len(self.visual):
+            return None
+        return self.visual[:0] if count <= 0 else ops.top_indices(score()[self.visual], count)
+
     def reduce(self, result: torch.Tensor | Reduction | None, method: str) -> None:
         """Apply what a method returned: kept indices into `visual`, or a Reduction over the visual tokens.
 

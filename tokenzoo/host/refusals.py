@@ -13,12 +13,17 @@ from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Module
 
 
-def check_call(model: Module, call: dict[str, Any]) -> None:
-    """Training and losses need every token."""
+def check_mode(model: Module) -> None:
+    """Training needs every token."""
     if model.training:
         raise UnsupportedError(
             "The model is in training mode; token reduction is for inference. Call model.eval() first."
         )
+
+
+def check_call(model: Module, call: dict[str, Any]) -> None:
+    """The mode may have changed inside the block; losses need every token."""
+    check_mode(model)
     if call.get("labels") is not None:
         raise UnsupportedError(
             "labels were passed, but tokens are dropped, so labels of the full length match no logits. Compute the loss "
