@@ -6,20 +6,13 @@ another from working. Asking for what it would have added tells why it is not th
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import importlib
-import importlib.util
-import inspect
 import os
-import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -28,8 +21,10 @@ from tokenzoo import registry
 from tokenzoo.errors import UserError, unknown
 from tokenzoo.hookspecs import PROJECT, RegistrationHooks, RunHooks
 from tokenzoo.pipeline import Pipeline
+from tokenzoo.plugin_additions import Additions, additions_of, check_version, import_file, reducers_in
+from tokenzoo.plugin_errors import PluginError, reason
 from tokenzoo.reducer import TokenReducer, check_parameter_names
-from tokenzoo.registry import Contents, Registry, check_fragment, load_registry
+from tokenzoo.registry import Registry, load_registry
 from tokenzoo.signatures import check_class
 from tokenzoo.specification import MethodSpecification, parse
 
@@ -40,10 +35,6 @@ ALLOWLIST = "TOKENZOO_LOAD_PLUGINS"
 
 class PluginWarning(UserWarning):
     """A plugin could not be used; the rest goes on."""
-
-
-class PluginError(Exception):
-    """Why a plugin cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -220,23 +211,13 @@ def _entry_points(zoo: Zoo) -> list[tuple[Any, Plugin]]:
     return found
 
 
-@dataclass
-class Additions:
-    """What one plugin adds."""
-
-    classes: list[type[TokenReducer]] = field(default_factory=list)
-    families: list[Any] = field(default_factory=list)
-    tasks: list[Any] = field(default_factory=list)
-    fragment: Contents = field(default_factory=Contents)
-
-
 def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
     """Load one plugin; where anything is wrong with it, leave no trace of it and remember why."""
     loaded = None
     additions = Additions()
     try:
         loaded = load()
-        additions = _additions(zoo, plugin, loaded)
+        additions = additions_of(loaded, plugin.name, plugin.origin, zoo.manager)
         for cls in additions.classes:
             check_version(getattr(cls, "requires_tokenzoo", ""))
             check_class(cls)
@@ -259,128 +240,6 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
         zoo.failures.pop(cls.name, None)
     zoo._families.extend(additions.families)
     zoo._tasks.extend(additions.tasks)
-
-
-def _additions(zoo: Zoo, plugin: Plugin, loaded: Any) -> Additions:
-    """What a plugin adds: by its hooks, or as a class or a module of classes."""
-    if inspect.isclass(loaded) and issubclass(loaded, TokenReducer):
-        return Additions(classes=[loaded])
-    check_version(getattr(loaded, "requires_tokenzoo", ""))
-    _check_marked(loaded)
-    zoo.manager.register(loaded, name=plugin.name)
-    zoo.manager.check_pending()
-    additions = Additions(
-        classes=_returned(zoo, loaded, "tokenzoo_methods", list),
-        families=_returned(zoo, loaded, "tokenzoo_families", list),
-        tasks=_returned(zoo, loaded, "tokenzoo_tasks", list),
-        fragment=check_fragment(_returned(zoo, loaded, "tokenzoo_registry", dict), plugin.origin),
-    )
-    if isinstance(loaded, ModuleType) and not hasattr(loaded, "tokenzoo_methods"):
-        additions.classes = reducers_in(loaded)
-        if not additions.classes and not zoo.manager.get_hookcallers(loaded):
-            raise PluginError("it adds nothing: no TokenReducer with a name, and no @tokenzoo.hookimpl function.")
-    return additions
-
-
-def reducers_in(module: Any) -> list[type[TokenReducer]]:
-    """The methods that a module itself defines (not those it imports), in the order they are written."""
-    return [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, TokenReducer) and value.__module__ == module.__name__ and value.name
-    ]
-
-
-def import_file(path: str | Path) -> ModuleType:
-    """Import a single file as a module of its own; raises PluginError where there is none."""
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise PluginError(f"there is no file '{path}'.")
-    if path.suffix != ".py":
-        raise PluginError(f"'{path.name}' is no Python file (.py).")
-    digest = hashlib.sha1(str(path).encode()).hexdigest()[:8]
-    name = f"tokenzoo_file_{path.stem.replace('-', '_')}_{digest}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise PluginError(f"'{path}' cannot be imported.")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def reason(error: BaseException) -> str:
-    """One line that says what went wrong, with the place in the plugin for what is a bug of its."""
-    text = " ".join(str(error).split())
-    if isinstance(error, pluggy.PluginValidationError):
-        return _say_validation(text)
-    if isinstance(error, (PluginError, UserError)):
-        return text
-    place = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        file = Path(traceback.tb_frame.f_code.co_filename)
-        if not str(file).startswith("<") and "importlib" not in file.parts and file != Path(__file__):
-            place = f" ({file.name}, line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    if isinstance(error, SyntaxError):
-        place = f" ({Path(error.filename or '?').name}, line {error.lineno})"
-        text = error.msg
-    return f"{type(error).__name__}: {text}{place}."
-
-
-def _say_validation(text: str) -> str:
-    """pluggy's message for a hook that does not exist or has other arguments, with the right one."""
-    hooks = [name for spec in (RunHooks, RegistrationHooks) for name in vars(spec) if name.startswith(PROJECT)]
-    unknown_hook = re.search(r"unknown hook '(\w+)'", text)
-    if unknown_hook:
-        close = difflib.get_close_matches(unknown_hook[1], hooks, n=1, cutoff=0.6)
-        hint = f"Did you mean '{close[0]}'?" if close else f"Choose from: {', '.join(hooks)}."
-        return f"'{unknown_hook[1]}' is no hook. {hint}"
-    return text.split(" definition: ")[-1].rstrip(".") + "."
-
-
-def check_version(required: str) -> None:
-    if not required:
-        return
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-    from tokenzoo import __version__
-
-    try:
-        fits = SpecifierSet(str(required)).contains(__version__, prereleases=True)
-    except InvalidSpecifier:
-        raise PluginError(f"requires_tokenzoo = {required!r} is no version specifier such as '>=0.1'.") from None
-    if not fits:
-        raise PluginError(f"it needs tokenzoo {required}, this is {__version__}. Upgrade one of them.")
-
-
-def _check_marked(loaded: Any) -> None:
-    """pluggy passes over functions without the marker in silence."""
-    for name in dir(loaded):
-        if name.startswith(f"{PROJECT}_"):
-            value = getattr(loaded, name, None)
-            ours = not inspect.ismodule(value) and not inspect.isclass(value)
-            if callable(value) and ours and not hasattr(value, f"{PROJECT}_impl"):
-                raise PluginError(f"function '{name}' lacks the @tokenzoo.hookimpl decorator.")
-
-
-def _returned(zoo: Zoo, loaded: Any, hook: str, kind: type) -> Any:
-    """Call one registration hook of one plugin."""
-    caller = getattr(zoo.manager.hook, hook)
-    for implementation in caller.get_hookimpls():
-        if implementation.plugin is loaded:
-            result = implementation.function()
-            if result is None:
-                return kind()
-            if not isinstance(result, kind) and not (kind is list and isinstance(result, tuple)):
-                raise PluginError(f"{hook} must return a {kind.__name__}, not {type(result).__name__}.")
-            return kind(result)
-    return kind()
 
 
 def _check_names(zoo: Zoo, plugin: Plugin, names: list[str]) -> None:

@@ -7,8 +7,8 @@ import torch
 
 import tokenzoo
 from tokenzoo.plugins import load_zoo
+from tokenzoo.testing.case import run, sample_rows
 from tokenzoo.testing.check import tiny_case
-from tokenzoo.testing.contract import _rows, run
 from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
 
 LAYERS, BEAMS, TOKENS = 12, 3, 5
@@ -36,7 +36,7 @@ def test_beams(family: str, method: str) -> None:
     for index, sample in enumerate(greedy.trace.samples):
         assert all(trace.samples[BEAMS * index + beam] == sample for beam in range(BEAMS))
         generated = made.sequences[index, -TOKENS:]
-        entered = greedy.entry[index, _rows(case, counts[index], max(counts))]
+        entered = greedy.entry[index, sample_rows(case, counts[index], max(counts))]
         logits = oracle_logits(
             case.model,
             case.decoder,

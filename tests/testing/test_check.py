@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tokenzoo import Reduction, TokenReducer
-from tokenzoo.plugins import import_file, load_zoo, reducers_in
+from tokenzoo.plugin_additions import import_file, reducers_in
+from tokenzoo.plugins import load_zoo
 from tokenzoo.testing import assert_golden, check_reducer, visual_tokens
 from tokenzoo.testing.authors import assert_contract
 

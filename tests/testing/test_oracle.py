@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tokenzoo.plugins import load_zoo
+from tokenzoo.testing.case import Outcome, run
 from tokenzoo.testing.check import tiny_case
-from tokenzoo.testing.contract import Outcome, check_entry, check_logits, check_promises, check_structure, run
+from tokenzoo.testing.guarantees import check_entry, check_logits, check_promises, check_structure
 from tokenzoo.testing.recorder import watch
 
 LAYERS = 12

@@ -14,7 +14,7 @@ _HOME = {
     "take_sample": "inputs",
     "Finding": "findings",
     "GUARANTEES": "findings",
-    "TOLERANCE": "contract",
+    "TOLERANCE": "guarantees",
     "check_reducer": "check",
     "contract_tests": "authors",
     "assert_contract": "authors",

@@ -10,11 +10,13 @@ import torch
 
 import tokenzoo
 from tokenzoo.errors import UserError
-from tokenzoo.plugins import reason
+from tokenzoo.plugin_errors import reason
 from tokenzoo.reducer import TokenReducer, UnreachableError
 from tokenzoo.signatures import check_class
-from tokenzoo.testing.contract import TOLERANCE, Case, Report, check_case, leftovers
+from tokenzoo.testing.case import Case, leftovers
+from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.findings import Finding
+from tokenzoo.testing.guarantees import TOLERANCE
 from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs
 from tokenzoo.testing.models import FAMILIES, LAYERS, tiny_model
 
@@ -153,8 +155,3 @@ def check_failure(method: TokenReducer, family: str, layers: int = LAYERS) -> It
         logits = case.model(**case.inputs).logits
     if not torch.equal(logits, case.prompt.logits):
         yield Finding(3, case.where, "after the 'with' block the model does not answer as before.")
-
-
-def first_report(method: TokenReducer, family: str = "llava", case: str = "single") -> Report:
-    """One run, for a look at a method while it is being written."""
-    return check_case(tiny_case(family, case), [method])

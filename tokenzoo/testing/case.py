@@ -1,0 +1,127 @@
+"""A model and a batch, one run of methods on them, and what must be the same afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import tokenzoo
+from tokenzoo.host.family import Family, find_family
+from tokenzoo.plugins import load_zoo
+from tokenzoo.reducer import TokenReducer
+from tokenzoo.testing.findings import Finding
+from tokenzoo.testing.oracle import FullPrompt, full_prompt
+from tokenzoo.testing.recorder import Call
+from tokenzoo.trace import Trace
+
+NEW_TOKENS = 8
+
+
+@dataclass
+class Case:
+    """A model, a batch for it, and what the plain model makes of it (computed once, shared by all methods)."""
+
+    model: Any
+    inputs: dict[str, Any]
+    where: str
+    generates: bool = True
+    family: Family = field(init=False)
+    prompt: FullPrompt = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.family = find_family(self.model, load_zoo().families())
+        self.decoder: Any = self.family.decoder(self.model)
+        self.prompt = full_prompt(self.model, self.decoder, self.inputs)
+        self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
+        self.before = fingerprint(self.model)
+
+
+@dataclass
+class Outcome:
+    """What a reduced run gave: everything the oracle is compared with."""
+
+    trace: Trace
+    logits: list[torch.Tensor]
+    generated: torch.Tensor
+    kv_lengths: list[int]
+    entry: torch.Tensor
+    calls: list[list[Call]]
+
+
+@dataclass
+class Report:
+    """What was found, whether the method cannot work on this model by its own word, and whether it dropped tokens."""
+
+    findings: list[Finding] = field(default_factory=list)
+    unsupported: str = ""
+    dropped: bool = False
+    outcome: Outcome | None = None
+
+
+def run(case: Case, reducers: Sequence[TokenReducer], calls: list[list[Call]]) -> Outcome:
+    """Run the reduced model: generate 8 tokens, or only the forward pass where the batch is padded right."""
+    seen: list[torch.Tensor] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if not seen:
+            seen.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handle = case.decoder.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in case.inputs.items()}
+    try:
+        with torch.no_grad(), tokenzoo.apply(case.model, list(reducers)) as running:
+            if case.generates:
+                made = case.model.generate(
+                    **inputs,
+                    max_new_tokens=NEW_TOKENS,
+                    do_sample=False,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+                steps = torch.stack(made.logits, dim=1)
+                logits = list(steps)
+                generated = made.sequences[:, -NEW_TOKENS:]
+                cache = made.past_key_values
+            else:
+                output = case.model(**inputs, use_cache=True)
+                generated = torch.empty(len(output.logits), 0, dtype=torch.long)
+                cache = output.past_key_values
+            trace = running.trace
+    finally:
+        handle.remove()
+    if not case.generates:
+        last = trace.layers - 1
+        counts = [len(sample.rows(last)) for sample in trace.samples]
+        logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
+    lengths = [int(layer.keys.shape[-2]) for layer in cache.layers]
+    return Outcome(trace, logits, generated, lengths, seen[0], calls)
+
+
+def sample_rows(case: Case, count: int, length: int) -> slice:
+    """Where a sample of `count` rows lies in a batch of `length` columns: as the prompt was padded."""
+    right = bool(case.prompt.mask[:, 0].all())
+    return slice(0, count) if right else slice(length - count, length)
+
+
+def fingerprint(model: Any) -> tuple[Any, ...]:
+    """Everything of a model that a run must not change: hooks, weights, configuration, forward methods."""
+    hooks = tuple(
+        (name, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for name, module in model.named_modules()
+    )
+    weights = sum(parameter.double().sum().item() for parameter in model.parameters())
+    return hooks, weights, str(model.config.to_dict()), str(model.generation_config.to_dict())
+
+
+def leftovers(case: Case) -> list[Finding]:
+    """Differences between the model as it was and as it is after the block."""
+    after = fingerprint(case.model)
+    what = ("a hook or a patched forward was left behind", "weights were changed", "the configuration was changed")
+    for name, old, new in zip((*what, what[2]), case.before, after, strict=True):
+        if old != new:
+            case.before = after
+            return [Finding(3, case.where, f"{name} after the 'with' block ended.")]
+    return []

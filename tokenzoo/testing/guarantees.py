@@ -1,0 +1,211 @@
+"""What one run must satisfy (guarantees 1, 5 and 6): each check yields what does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from tokenzoo.pipeline import Pipeline
+from tokenzoo.plugin_errors import reason
+from tokenzoo.reducer import DataDependentError, Reduction, TokenReducer
+from tokenzoo.testing.case import Case, Outcome, sample_rows
+from tokenzoo.testing.findings import Finding
+from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
+from tokenzoo.workload import Workload
+
+#: Largest difference of two logits that count as equal, in float32.
+TOLERANCE = 1e-4
+
+
+def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
+    """Text is all there in every layer, visual tokens never come back, caches have the trace's lengths."""
+    trace = outcome.trace
+    for index, sample in enumerate(trace.samples):
+        text = _text(case, index)
+        where = f"{case.where}, sample {index}"
+        for layer in range(trace.layers):
+            rows = sample.rows(layer)
+            present = [sample.entry[row] for row in rows if not sample.visual[row]]
+            if present != text:
+                gone = sorted(set(text) - set(present))
+                what = f"text token {gone[0]} of the prompt is gone" if gone else "text is out of order"
+                yield Finding(6, where, f"{what} in decoder layer {layer}; only visual tokens may be dropped.")
+                break
+            if layer and not set(rows) <= set(sample.rows(layer - 1)):
+                yield Finding(1, where, f"decoder layer {layer} has tokens that layer {layer - 1} had not.")
+                break
+    new = outcome.generated.shape[1]
+    expected = [
+        max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0) for layer in range(trace.layers)
+    ]
+    for layer, (want, got) in enumerate(zip(expected, outcome.kv_lengths, strict=True)):
+        if want != got:
+            yield Finding(5, case.where, f"the cache of layer {layer} holds {got} tokens, the trace says {want}.")
+            break
+
+
+def _text(case: Case, index: int) -> list[int]:
+    """The places of the text in a sample's prompt, padding not counted."""
+    ids = case.inputs["input_ids"][index][case.prompt.mask[index]]
+    placeholders = [case.family.token_id(case.model, kind) for kind in ("image", "video")]
+    visual = torch.zeros_like(ids, dtype=torch.bool)
+    for token in placeholders:
+        visual |= ids == token if token is not None else False
+    return (~visual).nonzero()[:, 0].tolist()
+
+
+def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
+    """The schedule says how many visual tokens each layer gets; the trace says how many it got."""
+    pipeline, architecture = Pipeline(tuple(reducers)), case.family.architecture(case.model)
+    for index, sample in enumerate(outcome.trace.samples):
+        got = outcome.trace.visual_tokens(index)
+        where = f"{case.where}, sample {index}"
+        sources = tuple(source.source for source in sample.sources)
+        if not sources:
+            if len(sample.rows(outcome.trace.layers - 1)) != sample.prompt_tokens:
+                yield Finding(6, where, "a sample without images was changed.")
+            continue
+        recorded = tuple((*source.view_counts, len(source.rows) - sum(source.view_counts)) for source in sample.sources)
+        text = sample.prompt_tokens - sum(source.tokens for source in sources)
+        workload = Workload(architecture, sources, text)
+        try:
+            promised = _schedule(pipeline, workload, recorded)
+        except DataDependentError:
+            yield Finding(6, where, "schedule() raises DataDependentError although workload.recorded is given.")
+            return
+        except Exception as error:
+            yield Finding(6, where, f"schedule() raised {reason(error)}")
+            return
+        if len(promised) != len(got):
+            yield Finding(6, where, f"schedule() has {len(promised)} entries for {len(got)} decoder layers.")
+            return
+        wrong = [layer for layer, (want, have) in enumerate(zip(promised, got, strict=True)) if want != have]
+        if wrong:
+            layer = wrong[0]
+            yield Finding(
+                6,
+                where,
+                f"schedule() promises {promised[layer]} visual tokens in layer {layer}, {got[layer]} were there.",
+            )
+
+
+def _schedule(pipeline: Pipeline, workload: Workload, recorded: tuple[tuple[int, ...], ...]) -> list[int]:
+    """The promise made without seeing the picture, or, where the picture decides, from what was recorded."""
+    if pipeline.fixed_schedule:
+        try:
+            return list(pipeline.schedule(workload))
+        except DataDependentError:
+            pass
+    return list(pipeline.schedule(replace(workload, recorded=recorded)))
+
+
+def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
+    """Every row that entered is the plain model's, or exactly what the method made of it."""
+    counts = [len(sample.entry) for sample in outcome.trace.samples]
+    number = 0
+    for index, sample in enumerate(outcome.trace.samples):
+        entered = outcome.entry[index, sample_rows(case, counts[index], max(counts))]
+        full = case.prompt.embeddings[index][case.prompt.mask[index]]
+        expected = full[torch.tensor(sample.entry, dtype=torch.long)].clone()
+        for source in sample.sources:
+            made = _made(case, outcome, number)
+            number += 1
+            if made is not None:
+                if len(made) > len(source.rows):
+                    yield Finding(1, f"{case.where}, sample {index}", "the method's tokens are not all in the trace.")
+                    return
+                expected[torch.tensor(source.rows[: len(made)], dtype=torch.long)] = made
+        difference = (entered - expected).abs().amax().item() if len(entered) else 0.0
+        if not difference <= TOLERANCE:
+            message = f"what entered the LLM differs from what the method returned by {difference:.2g}."
+            yield Finding(1, f"{case.where}, sample {index}", message)
+
+
+def _made(case: Case, outcome: Outcome, number: int) -> torch.Tensor | None:
+    """What the methods made of source `number` before the LLM; None where they left it alone."""
+    made = None
+    for calls in outcome.calls:
+        own = [call for call in calls if call.hook == "before_projector"]
+        if own and own[number].result is not None:
+            made = own[number].output
+    if made is not None:
+        projector = case.family.projector(case.model)
+        with torch.no_grad():
+            made = case.family.projector_output(projector(case.family.projector_input(case.model, made)))
+    for calls in outcome.calls:
+        own = [call for call in calls if call.hook == "pre_llm"]
+        if own and own[number].result is not None:
+            made = own[number].output
+    return made
+
+
+def check_logits(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
+    """Logits and tokens of prefill and every step against the mask oracle."""
+    positions = Positions.of(list(reducers), case.mrope)
+    merged = _merged(outcome)
+    counts = [len(sample.entry) for sample in outcome.trace.samples]
+    for index, sample in enumerate(outcome.trace.samples):
+        where = f"{case.where}, sample {index}"
+        entered = outcome.entry[index, sample_rows(case, counts[index], max(counts))]
+        generated = outcome.generated[index]
+        expected = oracle_logits(
+            case.model,
+            case.decoder,
+            case.prompt,
+            index,
+            OracleSample(sample, entered, merged.get(index, {})),
+            positions,
+            generated[:-1],
+        )
+        got = outcome.logits[index]
+        expected = expected[-len(got) :] if len(generated) else expected
+        difference = (got - expected).abs().amax(-1)
+        if not bool((difference <= TOLERANCE).all()):
+            step = int((~(difference <= TOLERANCE)).nonzero()[0, 0])
+            part = "prefill" if step == 0 or not len(generated) else f"decode step {step}"
+            message = (
+                f"logits of the {part} differ from the mask oracle's by {difference[step]:.2g} "
+                f"(allowed {TOLERANCE:.0e}): the dropped tokens still act, or others were dropped."
+            )
+            yield Finding(1, where, message)
+        elif len(generated):
+            best = expected.argmax(-1)
+            margin = expected.amax(-1) - expected.gather(1, generated[:, None])[:, 0]
+            wrong = ((best != generated) & (margin > TOLERANCE)).nonzero()
+            if len(wrong):
+                step = int(wrong[0, 0])
+                message = f"token {step} is {int(generated[step])}, the oracle's is {int(best[step])}."
+                yield Finding(1, where, message)
+    yield from _text_only(case, outcome)
+
+
+def _text_only(case: Case, outcome: Outcome) -> Iterator[Finding]:
+    """A sample without pictures answers as the plain model does."""
+    for index, sample in enumerate(outcome.trace.samples):
+        if not sample.sources:
+            plain = case.prompt.logits[index][case.prompt.mask[index]]
+            got = outcome.logits[index]
+            first = got[:1] if case.generates else got
+            wanted = plain[-1:] if case.generates else plain
+            difference = (first - wanted).abs().max().item()
+            if difference > TOLERANCE:
+                message = f"a sample without images answers differently from the plain model (by {difference:.2g})."
+                yield Finding(6, f"{case.where}, sample {index}", message)
+
+
+def _merged(outcome: Outcome) -> dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """Tokens merged inside the LLM, by sample and layer: entry rows and their new states."""
+    merged: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
+    for calls in outcome.calls:
+        for layer in sorted({call.layer for call in calls if call.layer is not None}):
+            own = [call for call in calls if call.layer == layer]
+            samples = [i for i in range(len(outcome.trace.samples)) if outcome.trace.visual_tokens(i)[layer]]
+            for call, index in zip(own, samples, strict=False):
+                if isinstance(call.result, Reduction):
+                    sample = outcome.trace.samples[index]
+                    visual = [row for row in sample.rows(layer) if sample.visual[row]]
+                    rows = torch.tensor([visual[anchor] for anchor in call.result.anchors.tolist()], dtype=torch.long)
+                    merged.setdefault(index, {})[layer] = (rows, call.result.features)
+    return merged
