@@ -108,5 +108,5 @@ def task(name: str) -> Task:
     """A built-in task by name; raises `UserError` with the names that exist."""
     tasks = {one.name: one for one in builtin_tasks()}
     if name not in tasks:
-        raise unknown("task", name, tasks, "tokenzoo tasks")
+        raise unknown("task", name, tasks, "tokenzoo compare --help")
     return tasks[name]

@@ -38,7 +38,7 @@ def main() -> None:
     model = build_llava() if arguments.model == "llava" else build_onevision()
     trainer = Trainer(model, SOURCES[arguments.model], arguments.out, arguments.seed)
     if arguments.adopt:
-        adopted = torch.load(arguments.adopt, weights_only=False)
+        adopted = torch.load(arguments.adopt, weights_only=True)
         adopt(model, adopted["model"])
         trainer.oracle.load_state_dict(adopted["oracle"])
         trainer.heads.load_state_dict(adopted["heads"], strict=False)

@@ -19,7 +19,7 @@ def draw(log: Path, picture: Path) -> None:
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     decoder = [row for row in rows if row["stage"] != "encoder"]
     for name in [key for key in rows[-1] if key not in BOOKKEEPING and not key.endswith("_level")]:
         points = [(row["step"], row[name]) for row in decoder if name in row]

@@ -79,20 +79,20 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.oracle.load_state_dict(state["oracle"])
         self.heads.load_state_dict(state["heads"], strict=False)
         self.done, self.step, self.resumed = state["done"], state["step"], state
         for progress, (level, accuracy) in zip(self.progress, state["progress"], strict=True):
-            progress.level, progress.accuracy = level, accuracy
+            progress.level, progress.accuracy = level, np.array(accuracy)
 
     def save(self) -> None:
         state: dict[str, Any] = dict(
             model=self.model.state_dict(), oracle=self.oracle.state_dict(), heads=self.heads.state_dict()
         )
         state |= dict(done=self.done, step=self.step, stage=self.optimizing[0], optimizer=self.optimizing[1].state_dict())
-        state["progress"] = [(progress.level, progress.accuracy) for progress in self.progress]
+        state["progress"] = [(progress.level, progress.accuracy.tolist()) for progress in self.progress]
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
@@ -112,7 +112,7 @@ class Trainer:
             if stage != "cells":  # a cosine decay
                 rate *= 0.05 + 0.95 * (1 + np.cos(np.pi * self.done.get(stage, 0.0) / minutes)) / 2
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = float(rate)
             turn = self.step % len(self.sources)
             loss = self._loss(stage, self.sources[turn], self.progress[turn])
             optimizer.zero_grad()
