@@ -19,6 +19,8 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
 
     Exit code 0: every guarantee holds; 1: at least one does not, and the findings say which and where.
     """
+    from rich.console import Console
+
     from tokenzoo.errors import FailedError, unknown
     from tokenzoo.testing.check import BACKENDS, check_all
     from tokenzoo.testing.findings import Finding
@@ -31,8 +33,8 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
     methods, failure = _methods(target)
     findings = [failure] if failure else []
     for method in methods:
-        result = check_all(method, families or FAMILIES, backends or BACKENDS, _progress)
-        _progress("")
+        with Console(stderr=True).status(method.name) as status:
+            result = check_all(method, families or FAMILIES, backends or BACKENDS, status.update)
         click.echo(f"{method.name}: {result.runs} runs on {len(families or FAMILIES)} model families.")
         for family, why in result.unsupported.items():
             click.echo(f"  not on {family}, by its own word: {why}")
@@ -69,11 +71,3 @@ def _methods(target: str) -> tuple[list[Any], Any]:
     names = [name for name in zoo.names() if zoo.info(name).kind == "file" and zoo.info(name).entry == entry]
     classes: list[Any] = [zoo.method(name) for name in names]
     return [cls() for cls in classes], None
-
-
-def _progress(where: str) -> None:
-    """The run that is being made, on one line that is written over; only where a person looks."""
-    stream = click.get_text_stream("stderr")
-    if stream.isatty():
-        stream.write(f"\r\033[K{where}")
-        stream.flush()

@@ -85,12 +85,10 @@ def _print_traceback(text: str) -> None:
 
 def _print(comparison: Any, form: str) -> None:
     if form == "table":
-        from rich.console import Console
-
         from tokenzoo.report.table import print_comparison
+        from tokenzoo.report.terminal import console
 
-        console = Console()
-        print_comparison(comparison, console if console.is_terminal else Console(width=max(100, console.width)))
+        print_comparison(comparison, console())
     else:
         from tokenzoo.report.files import rendered
 

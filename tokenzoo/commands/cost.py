@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tokenzoo.cost.sheets import FORMATS, Sheet, flops, milliseconds, show, size
 from tokenzoo.errors import UserError
+from tokenzoo.report.sheets import FORMATS, Sheet, flops, milliseconds, show, size
 
 
 @click.command("cost")

@@ -35,7 +35,7 @@ def command(form: str) -> None:
         ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    from tokenzoo.commands.printing import print_table
+    from tokenzoo.report.terminal import print_table
 
     print_table(
         ("Method", "What it does", "Hooks", "Published", "From"),

@@ -11,9 +11,9 @@ def command() -> None:
     import warnings
 
     from tokenzoo import __version__
-    from tokenzoo.commands.printing import print_table
     from tokenzoo.errors import UserError
     from tokenzoo.plugins import PluginWarning, load_zoo
+    from tokenzoo.report.terminal import print_table
 
     warnings.simplefilter("ignore", PluginWarning)
     zoo = load_zoo()

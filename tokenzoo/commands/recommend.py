@@ -26,9 +26,7 @@ def command(arch: str, hardware: str, budget_ms: float, video: bool | None, conv
     if form == "json":
         click.echo(json.dumps(asdict(found), indent=1))
         return
-    from rich.console import Console
-
     from tokenzoo.report.recommendation import recommendation
+    from tokenzoo.report.terminal import console
 
-    console = Console()
-    (console if console.is_terminal else Console(width=max(100, console.width))).print(recommendation(found))
+    console().print(recommendation(found))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokenzoo.cost.sheets import FORMATS, Sheet, show
+from tokenzoo.report.sheets import FORMATS, Sheet, show
 
 
 @click.command("reproduce")

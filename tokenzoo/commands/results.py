@@ -41,11 +41,9 @@ def command(model: str, method: str, task: str, kind: str, form: str, out: Path 
     with Store(path) as store:
         cells = list(store.cells(kind, model, method, task))
     if form == "table" and out is None:
-        from rich.console import Console
+        from tokenzoo.report.terminal import console
 
-        console = Console()
-        console = console if console.is_terminal else Console(width=max(100, console.width))
-        console.print(cells_table(cells))
+        console().print(cells_table(cells))
         click.echo(f"{len(cells)} cells in {path}")
         return
     text = cells_json(cells) if form == "json" else cells_csv(cells)

@@ -21,12 +21,12 @@ def command(method: str) -> None:
 
 
 def _print(method: Description) -> None:
-    from tokenzoo.commands.printing import print_paragraphs, print_table
     from tokenzoo.describe import value_as_written
+    from tokenzoo.report.terminal import print_documentation, print_table
 
     entry = method.method
     click.echo(click.style(f"{method.name}: {method.title}", bold=True))
-    print_paragraphs(method.documentation or method.summary)
+    print_documentation(method.documentation or method.summary)
     facts = [
         ("Hooks", ", ".join(method.hooks) or "none"),
         ("Positions", method.positions),

@@ -58,25 +58,25 @@ def _run(name: str, model: str, tasks: str, limit: int, seed: int, store_path: P
 
 
 def _print(study: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=max(100, console.width))
+    from tokenzoo.report.terminal import console
+
+    out = console()
     table = Table(box=None, pad_edge=False)
     for index, head in enumerate(study.header):
         table.add_column(head, justify="left" if index == 0 else "right")
     for row in study.rows:
         table.add_row(*row)
-    console.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
-    console.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
-    console.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
-    console.print(
+    out.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
+    out.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
+    out.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
+    out.print(
         Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold")
     )
     for note in study.notes:
-        console.print(Text(note, style="dim"))
+        out.print(Text(note, style="dim"))
 
 
 def _write(study: Any, out: Path) -> None:

@@ -11,10 +11,14 @@ from tokenzoo.report.columns import all_columns, benchmarks, quoted_cells
 
 PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
 ORIGINS = {"measured": "Measured", "computed": "Computed"}
+#: Characters outside ASCII that our tables use, as LaTeX.
+SYMBOLS = str.maketrans({
+    "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "²": r"$^2$", "…": r"\dots{}",
+})  # fmt: skip
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", **{chr(code): text for code, text in SYMBOLS.items()},
 }  # fmt: skip
 
 

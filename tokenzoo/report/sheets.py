@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,8 @@ from typing import Any
 from tokenzoo.errors import unknown
 
 FORMATS = ("table", "md", "latex", "csv", "json")
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "²": r"$^2$", "–": "--", "…": r"\dots{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
+#: Columns of a page that no terminal limits.
+WIDTH = 200
 
 
 @dataclass
@@ -50,13 +46,12 @@ def show(sheets: Sequence[Sheet], form: str) -> str | None:
 
 def _print(sheets: Sequence[Sheet]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=200)  # a pipe has no width to fit
+    from tokenzoo.report.terminal import console
+
+    out = console(WIDTH)
     for sheet in sheets:
         table = Table(title=escape(sheet.title), box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
         for index, column in enumerate(sheet.columns):
@@ -64,48 +59,37 @@ def _print(sheets: Sequence[Sheet]) -> None:
             table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=not left)
         for row in sheet.rows:
             table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
+        out.print(table)
         for note in sheet.notes:
-            console.print(escape(note), style="dim")
-        console.print()
+            out.print(escape(note), style="dim")
+        out.print()
 
 
 def _markdown(sheets: Sequence[Sheet]) -> str:
     parts = []
     for sheet in sheets:
-        lines = [_line(sheet.columns), _line(["---" if i in sheet.left else "---:" for i in range(len(sheet.columns))])]
-        lines += [_line([cell.replace("|", "\\|") for cell in row]) for row in sheet.rows]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in sheet.rows]
         notes = "\n".join(f"- {note}" for note in sheet.notes)
-        parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + (f"\n\n{notes}" if notes else ""))
+        parts.append(f"### {sheet.title}\n\n{_tabulated(sheet, rows, 'pipe')}" + (f"\n\n{notes}" if notes else ""))
     return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _latex(sheets: Sequence[Sheet]) -> str:
+    from tokenzoo.report.latex import SYMBOLS, escape
+
     parts = []
     for sheet in sheets:
-        align = "".join("l" if index in sheet.left else "r" for index in range(len(sheet.columns)))
-        body = [" & ".join(map(escape_latex, row)) + r" \\" for row in sheet.rows]
-        notes = [f"% {note}" for note in sheet.notes]
-        head = " & ".join(map(escape_latex, sheet.columns)) + r" \\"
-        parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}[t]", r"\centering", rf"\caption{{{escape_latex(sheet.title)}}}",
-                    rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-                    r"\end{tabular}", r"\end{table}", *notes,
-                ]
-            )
-        )  # fmt: skip
+        head = [r"\begin{table}[t]", r"\centering", rf"\caption{{{escape(sheet.title)}}}"]
+        body = _tabulated(sheet, sheet.rows, "latex_booktabs").translate(SYMBOLS)
+        parts.append("\n".join([*head, body, r"\end{table}", *(f"% {note}" for note in sheet.notes)]))
     return "\n\n".join(parts) + "\n"
 
 
-def escape_latex(text: str) -> str:
-    """`text` with everything that LaTeX would read as a command made plain."""
-    return "".join(_LATEX.get(character, character) for character in text)
+def _tabulated(sheet: Sheet, rows: Sequence[Sequence[str]], form: str) -> str:
+    from tabulate import tabulate
+
+    aligned = ["left" if index in sheet.left else "right" for index in range(len(sheet.columns))]
+    return tabulate(rows, sheet.columns, tablefmt=form, colalign=aligned if rows else None, disable_numparse=True)
 
 
 def _csv(sheets: Sequence[Sheet]) -> str:
