@@ -16,7 +16,7 @@ from tokenzoo.comparison.rows import Comparison, Price, Quoted, Row, Section, Ta
 from tokenzoo.comparison.statistics import Spread, paired_difference, wilson
 from tokenzoo.report import plots
 from tokenzoo.report.column import ranking
-from tokenzoo.report.columns import accuracy_column, all_columns, prefill_column
+from tokenzoo.report.columns import accuracy_column, all_columns, appendix_columns, paper_columns, prefill_column
 from tokenzoo.report.data import comparison_csv, comparison_json
 from tokenzoo.report.html import html
 from tokenzoo.report.latex import document, escape
@@ -117,7 +117,7 @@ def test_json_has_everything_and_is_strict(comparison):
 def test_latex_has_groups_baseline_first_best_and_second(comparison):
     comparison.sections[0].rows.reverse()
     text = document(comparison)
-    assert r"\multicolumn{15}{c}{Measured}" in text and r"\cmidrule(lr){2-16}" in text and r"{Computed}" in text
+    assert r"\multicolumn{9}{c}{Measured}" in text and r"\cmidrule(lr){2-10}" in text and r"{Computed}" in text
     body = text[text.index(r"\midrule") :]
     assert body.index("none") < body.index("broken")
     assert r"\textbf{93.0 [89 96]}" in text and r"\underline{92.0 [87 95]}" in text
@@ -166,6 +166,12 @@ def test_plots_are_drawn_for_every_row(comparison, tmp_path):
 def test_the_pareto_front_is_what_nothing_beats(comparison):
     points = plots.points_of(comparison.sections[0])
     assert [point.label for point in plots.pareto_front(points)] == ["aim", "none"]
+
+
+def test_every_column_is_in_one_of_the_two_latex_tables(comparison):
+    section = comparison.sections[0]
+    split = [(column.title, column.unit) for column in [*paper_columns(section), *appendix_columns(section)]]
+    assert sorted(split) == sorted((column.title, column.unit) for column in all_columns(section))
 
 
 def test_only_measured_and_computed_columns_stand_beside_our_rows(comparison):

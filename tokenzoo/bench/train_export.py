@@ -43,7 +43,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def export(model: Any, folder: Path) -> None:
     """Write a LLaVA or LLaVA-OneVision shape to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config.max_new_tokens = 4
+    model.generation_config.max_new_tokens = 1  # an answer is one word
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights)
     config = json.loads((folder / "config.json").read_text())

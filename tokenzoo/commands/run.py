@@ -13,6 +13,8 @@ from tokenzoo.errors import FailedError, UserError
 if TYPE_CHECKING:
     from tokenzoo.trace import Trace
 
+MAX_NEW_TOKENS = 32
+
 
 @click.command(name="run")
 @click.argument("question")
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; may be repeated.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
 @click.option("--frames", default=8, show_default=True, type=click.IntRange(min=1), help="Frames taken from the video.")
-@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Length of the answer.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help=f"Longest answer [default: what the model's generation config says, else {MAX_NEW_TOKENS}].",
+)
 @click.option("--dtype", default=None, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), help="Also write the trace (JSON) here.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint.")
@@ -32,7 +38,7 @@ def command(
     images: tuple[Path, ...],
     video: Path | None,
     frames: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     dtype: str | None,
     trace_file: Path | None,
     trust_remote_code: bool,
@@ -59,8 +65,9 @@ def command(
     )
     checkpoint = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
     inputs = checkpoint.inputs([asked])
+    longest = max_new_tokens or checkpoint.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
     with apply(checkpoint.model, pipeline) as run, torch.inference_mode():
-        generated = checkpoint.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        generated = checkpoint.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     click.echo(checkpoint.decode(generated[:, inputs["input_ids"].shape[1] :])[0])
     click.echo()
     for line in describe(run.trace):

@@ -16,6 +16,7 @@ from tokenzoo.report.numbers import MISSING, binary_bytes, percent, si
 
 #: Stands behind a ratio where a method is slower than `none`.
 SLOWER = "!"
+KV_TITLE = "KV cache"
 
 
 def summary_columns(section: Section) -> list[Column]:
@@ -57,6 +58,23 @@ def all_columns(section: Section) -> list[Column]:
     """Every column, for wide output: measured ones first, then computed, then quoted."""
     columns = [column for group in COLUMN_GROUPS for column in group(section)]
     return sorted(columns, key=lambda column: ("measured", "computed").index(column.origin))
+
+
+def paper_columns(section: Section) -> list[Column]:
+    """What a paper's main table shows: tokens, accuracy on each task and on all, speed, FLOPs here and where they were priced."""
+    columns = [tokens_column(), *(task_columns(section) if len(section.tasks) > 1 else [])]
+    if any(row.overall for row in section.rows):
+        columns += [accuracy_column(), difference_column()]
+    if any(row.timing for row in section.rows):
+        columns.append(ratio_column())
+    prices = [column for column in price_columns(section) if column.unit != KV_TITLE]
+    return [*columns, llm_flops_column(), *prices]
+
+
+def appendix_columns(section: Section) -> list[Column]:
+    """Every column that is not in a paper's main table."""
+    shown = {(column.title, column.unit) for column in [*paper_columns(section), *task_columns(section)]}
+    return [column for column in all_columns(section) if (column.title, column.unit) not in shown]
 
 
 # --- the columns ----------------------------------------------------------------------------------------------------
@@ -212,7 +230,7 @@ def peak_column() -> Column:
 
 
 def kv_column() -> Column:
-    return _number_column("KV cache", "prompt", "computed", "kv_bytes", lambda row: row.kv_bytes, binary_bytes)
+    return _number_column(KV_TITLE, "prompt", "computed", "kv_bytes", lambda row: row.kv_bytes, binary_bytes)
 
 
 def llm_flops_column() -> Column:
@@ -249,7 +267,7 @@ def price_kv_column(target: str) -> Column:
     def get(row: Row) -> float | None:
         return row.prices[target].kv_bytes if target in row.prices else None
 
-    return _number_column(target, "KV cache", "computed", f"{target} kv_bytes", get, binary_bytes)
+    return _number_column(target, KV_TITLE, "computed", f"{target} kv_bytes", get, binary_bytes)
 
 
 def benchmarks(quoted: Sequence[Quoted]) -> list[str]:
@@ -259,4 +277,4 @@ def benchmarks(quoted: Sequence[Quoted]) -> list[str]:
 
 def quoted_cells(row: Quoted, names: Sequence[str]) -> list[str]:
     """A quoted row's accuracies on these benchmarks as text."""
-    return [f"{row.accuracy[name]:g}" if name in row.accuracy else MISSING for name in names]
+    return [f"{row.accuracy[name]:.1f}" if name in row.accuracy else MISSING for name in names]

@@ -1,4 +1,7 @@
-"""The comparison as LaTeX tables (booktabs): grouped header, baseline first, best bold, second underlined."""
+"""The comparison as LaTeX tables (booktabs): grouped header, baseline first, best bold, second underlined.
+
+The first table of a section is what a paper prints; the second holds every other column.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from itertools import groupby
 
 from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.report.column import Column, ranking
-from tokenzoo.report.columns import all_columns, benchmarks, quoted_cells
+from tokenzoo.report.columns import appendix_columns, benchmarks, paper_columns, quoted_cells
 
 PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
+#: Begins what is made smaller where it is wider than the page, and never larger.
+FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 ORIGINS = {"measured": "Measured", "computed": "Computed"}
 #: Characters outside ASCII that our tables use, as LaTeX.
 SYMBOLS = str.maketrans({
@@ -23,11 +28,13 @@ SPECIAL = {
 
 
 def latex(comparison: Comparison) -> str:
-    r"""One `table*` for each section, to be \input into a paper that loads booktabs and graphicx."""
+    r"""Two `table*` for each section, to be \input into a paper that loads booktabs and graphicx."""
     head = "% Made by tokenzoo. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
     tables = []
     for section in comparison.sections:
-        tables.append(_table(section, comparison))
+        tables.append(_table(section, paper_columns(section), _caption(section, comparison)))
+        if rest := appendix_columns(section):
+            tables.append(_table(section, rest, f"{escape(section.title)}: time, memory and all FLOPs."))
         if section.published:
             tables.append(_quoted(section))
     return head + "\n".join(tables)
@@ -38,15 +45,14 @@ def document(comparison: Comparison) -> str:
     return f"{PREAMBLE}\n\\begin{{document}}\n{latex(comparison)}\\end{{document}}\n"
 
 
-def _table(section: Section, comparison: Comparison) -> str:
-    columns = all_columns(section)
+def _table(section: Section, columns: Sequence[Column], caption: str) -> str:
     rows = sorted(section.rows, key=lambda row: not row.is_baseline)
     ranks = [ranking(column, rows) for column in columns]
     lines = [
         r"\begin{table*}[t]",
         r"\centering",
-        rf"\caption{{{_caption(section, comparison)}}}",
-        r"\resizebox{\textwidth}{!}{%",
+        rf"\caption{{{caption}}}",
+        FIT,
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         *_header(columns),
@@ -70,7 +76,7 @@ def _quoted(section: Section) -> str:
         r"\begin{table*}[t]",
         r"\centering",
         rf"\caption{{{escape(section.title)}: quoted from {escape(sources)}.}}",
-        r"\resizebox{\textwidth}{!}{%",
+        FIT,
         rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
         r"\toprule",
         rf"& & \multicolumn{{{len(names)}}}{{c}}{{Quoted}} \\",
@@ -102,7 +108,8 @@ def _caption(section: Section, comparison: Comparison) -> str:
     machine = escape(str(comparison.environment.get("machine", "?")))
     return (
         f"{escape(section.title)}: {section.questions} questions a method. Measured on {machine}; "
-        r"brackets are 95\,\% intervals, * $p<0.05$ against none (McNemar); $\pm$ half the interquartile range."
+        r"brackets are 95\,\% intervals, * $p<0.05$ against none (McNemar); $\pm$ half the interquartile range. "
+        r"Best in bold, second underlined, none left out."
     )
 
 

@@ -75,13 +75,13 @@ def _markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def _latex(sheets: Sequence[Sheet]) -> str:
-    from tokenzoo.report.latex import SYMBOLS, escape
+    from tokenzoo.report.latex import FIT, SYMBOLS, escape
 
     parts = []
     for sheet in sheets:
         head = [r"\begin{table}[t]", r"\centering", rf"\caption{{{escape(sheet.title)}}}"]
         body = _tabulated(sheet, sheet.rows, "latex_booktabs").translate(SYMBOLS)
-        parts.append("\n".join([*head, body, r"\end{table}", *(f"% {note}" for note in sheet.notes)]))
+        parts.append("\n".join([*head, FIT, f"{body}}}", r"\end{table}", *(f"% {note}" for note in sheet.notes)]))
     return "\n\n".join(parts) + "\n"
 
 
