@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from tokenzoo import Reduction, Source, TokenReducer, UnsupportedError, UserError, Workload, ops
+from tokenzoo.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ class AIM(TokenReducer):
     layer i (`layer.importance`), with rate(i) = max(0, 1 - (i - l1 + 1) · slope) from layer l1 on and slope = 1 / (l2
     - l1); l1 and l2 are the paper's for 28 and 32 layers and keep the former's shares at other depths. Where
     `prune_before=True`, pruning comes one layer earlier: layer i itself sees rate(i), which is how the paper's tables
-    are priced. Text is never pruned, positions are kept.
+    are priced. Text is never pruned, and pruning keeps positions. `position`: after merging they are renumbered, as in
+    the released code, or kept (a merged token has that of the token it was merged into).
 
     The released code masks instead of dropping, so masked tokens still vote in the first PageRank iteration of later
     layers; it protects the first sample's text in every sample of a batch, and left padding turns its scores NaN.
@@ -57,8 +59,15 @@ class AIM(TokenReducer):
         float, Field(gt=0, allow_inf_nan=False, description="Softmax temperature of the attention graph.")
     ] = 0.1
     iterations: Annotated[int, Field(ge=0, description="Rounds of PageRank.")] = 5
+    position: Annotated[
+        PositionPolicy, Field(description="Position ids after merging: 0..n-1, or each token its own.")
+    ] = "renumber"
 
     name: ClassVar[str] = "aim"
+
+    @property
+    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
+        return self.position
 
     def check(self) -> None:
         if self.l1 is not None and self.l2 is not None and self.l2 <= self.l1:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tokenzoo import DataDependentError, Reduction, Source, TokenReducer, UnsupportedError, Workload, ops
 from tokenzoo.lazy import torch
+from tokenzoo.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from tokenzoo.host.events import VisualTokens
@@ -24,8 +25,13 @@ class AveragePooling(TokenReducer):
     """
 
     stride: Annotated[int, Field(ge=1, description="Side of the window that becomes one token.")] = 2
+    position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "pool"
+
+    @property
+    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
+        return self.position
 
     def pre_llm(self, tokens: VisualTokens) -> Reduction | None:
         if self.stride == 1 or not len(tokens.features):

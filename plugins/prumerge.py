@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
 from tokenzoo.lazy import torch
+from tokenzoo.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +41,13 @@ class PruMerge(TokenReducer):
     ] = 0.125
     tokens: Annotated[int | None, Field(ge=1, description="Exact budget of an image or video, instead of mode.")] = None
     neighbours: Annotated[int, Field(ge=1, description="Similar tokens merged into each kept one.")] = 32
+    position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "prumerge"
+
+    @property
+    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
+        return self.position
 
     @property
     def fixed_schedule(self) -> bool:  # type: ignore[override]

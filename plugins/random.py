@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tokenzoo import TokenReducer, Workload
 from tokenzoo.lazy import torch
+from tokenzoo.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from tokenzoo.host.events import VisualTokens
@@ -23,8 +24,13 @@ class RandomSelection(TokenReducer):
 
     retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Share of visual tokens kept.")] = 0.25
     seed: Annotated[int, Field(ge=0, description="Another seed, other tokens.")] = 0
+    position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "random"
+
+    @property
+    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
+        return self.position
 
     def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | None:
         total = len(tokens.features)

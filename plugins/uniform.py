@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tokenzoo import TokenReducer, Workload, ops
 from tokenzoo.lazy import torch
+from tokenzoo.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from tokenzoo.host.events import VisualTokens
@@ -19,8 +20,13 @@ class UniformSelection(TokenReducer):
     """Before the LLM, keep round(retention · n) of each image's or video's n visual tokens at equal distances."""
 
     retention: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Share of visual tokens kept.")] = 0.25
+    position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "uniform"
+
+    @property
+    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
+        return self.position
 
     def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | None:
         total = len(tokens.features)
