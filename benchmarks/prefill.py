@@ -112,9 +112,7 @@ def pagerank_memory(tokens: int = 9408, heads: int = 28, kv_heads: int = 4, head
     query = torch.randn(heads, tokens, head_dim).to(torch.bfloat16)
     key = torch.randn(kv_heads, tokens, head_dim).to(torch.bfloat16)
     added: list[int] = []
-    taken = milliseconds(
-        lambda: added.append(peak_bytes(lambda: ops.pagerank(query, key, head_dim**-0.5), CPU) or 0), CPU
-    )
+    taken = milliseconds(lambda: added.append(peak_bytes(lambda: ops.pagerank(query, key, head_dim**-0.5), CPU) or 0), CPU)
     return f"PageRank over {tokens} tokens x {heads} heads adds {added[0] / 1e9:.3f} GB at its peak ({taken / 1e3:.1f} s)"
 
 

@@ -1,6 +1,6 @@
 """How long the commands that need no torch take to answer: processor and wall seconds, the best of five.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

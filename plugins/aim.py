@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: l1 and l2 of the paper: Qwen2-7B (28 layers) and Vicuna-7B (32 layers); other depths get the former's shares.
 WINDOWS = {28: (14, 22), 32: (13, 21)}
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 @dataclass
 class AIM(TokenReducer):
@@ -55,13 +57,9 @@ class AIM(TokenReducer):
     merge_at: Annotated[
         Literal["auto", "before_projector", "pre_llm"], Field(description="Where tokens are merged (auto: by the encoder).")
     ] = "auto"
-    temperature: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Softmax temperature of the attention graph.")
-    ] = 0.1
+    temperature: Annotated[Positive, Field(description="Softmax temperature of the attention graph.")] = 0.1
     iterations: Annotated[int, Field(ge=0, description="Rounds of PageRank.")] = 5
-    position: Annotated[
-        PositionPolicy, Field(description="Position ids after merging: 0..n-1, or each token its own.")
-    ] = "renumber"
+    position: Annotated[PositionPolicy, Field(description="Position ids after merging: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "aim"
 

@@ -34,9 +34,7 @@ class PyramidDrop(TokenReducer):
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         Field(description="Full layers before each stage (null: a quarter, half and three quarters of the depth)."),
     ] = None
-    ratios: Annotated[
-        tuple[Share, ...], Field(description="Share of the original visual tokens left in each stage.")
-    ] = (0.5, 0.25, 0.125)
+    ratios: Annotated[tuple[Share, ...], Field(description="Share of V left in each stage.")] = (0.5, 0.25, 0.125)
     position: Annotated[PositionPolicy, Field(description="Position ids after each stage.")] = "renumber"
 
     name: ClassVar[str] = "pdrop"

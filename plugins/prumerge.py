@@ -36,9 +36,7 @@ class PruMerge(TokenReducer):
     mode: Annotated[
         Literal["adaptive", "fixed"], Field(description="Keep the attention's outliers, or a fixed share (ratio).")
     ] = "adaptive"
-    ratio: Annotated[
-        float, Field(gt=0, le=1, allow_inf_nan=False, description="Share of attended tokens in fixed mode.")
-    ] = 0.125
+    ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="Share of attended tokens in fixed mode.")] = 0.125
     tokens: Annotated[int | None, Field(ge=1, description="Exact budget of an image or video, instead of mode.")] = None
     neighbours: Annotated[int, Field(ge=1, description="Similar tokens merged into each kept one.")] = 32
     position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"

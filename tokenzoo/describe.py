@@ -15,7 +15,7 @@ from tokenzoo.reducer import TokenReducer
 from tokenzoo.registry import Method
 from tokenzoo.signatures import HOOKS
 
-_NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "none"}
+_NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -126,7 +126,7 @@ def _is_sequence(hint: Any) -> bool:
 def value_as_written(value: Any) -> str:
     """A value as it is written in a method's specification."""
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):

@@ -160,9 +160,7 @@ def check_parameter_names(reducer_class: type[TokenReducer], parameters: dict[st
     known = [field.name for field in fields(reducer_class)]
     for name in parameters:
         if name not in known:
-            raise unknown(
-                f"parameter of '{reducer_class.name}'", name, known or ["none"], f"tokenzoo show {reducer_class.name}"
-            )
+            raise unknown(f"parameter of '{reducer_class.name}'", name, known or ["none"], f"tokenzoo show {reducer_class.name}")
 
 
 def validate_parameters(reducer: TokenReducer) -> None:
@@ -176,8 +174,7 @@ def validate_parameters(reducer: TokenReducer) -> None:
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise UserError(
-                f"Parameter '{name}' of '{reducer.name}' cannot be {value!r}: {problem}. "
-                f"Run 'tokenzoo show {reducer.name}'."
+                f"Parameter '{name}' of '{reducer.name}' cannot be {value!r}: {problem}. Run 'tokenzoo show {reducer.name}'."
             ) from None
         object.__setattr__(reducer, name, checked)
 

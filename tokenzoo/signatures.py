@@ -13,9 +13,7 @@ from tokenzoo.reducer import TokenReducer
 
 HOOKS = ("before_projector", "pre_llm", "after_layer")
 #: Every method of TokenReducer that a method may override, in the order of the documentation.
-OVERRIDABLE = tuple(
-    name for name, value in vars(TokenReducer).items() if inspect.isfunction(value) and not name.startswith("_")
-)
+OVERRIDABLE = tuple(name for name, value in vars(TokenReducer).items() if inspect.isfunction(value) and not name.startswith("_"))
 
 
 class InvalidMethodError(UserError):
@@ -28,8 +26,7 @@ def check_class(cls: Any) -> None:
         raise InvalidMethodError(f"{cls!r} is no subclass of tokenzoo.TokenReducer.")
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", cls.name or ""):
         raise InvalidMethodError(
-            f"class {cls.__name__} needs a class attribute `name` of lower-case letters, digits, - or _, "
-            f"not {cls.name!r}."
+            f"class {cls.__name__} needs a class attribute `name` of lower-case letters, digits, - or _, not {cls.name!r}."
         )
     _check_fields(cls)
     _check_misspelt(cls)

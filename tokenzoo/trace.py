@@ -93,9 +93,7 @@ class Trace:
         except OSError as error:
             raise UserError(f"Cannot read trace '{path}': {error.strerror}.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"'{path}' is not a tokenzoo trace ({error}). Write one with 'tokenzoo run --trace'."
-            ) from None
+            raise UserError(f"'{path}' is not a tokenzoo trace ({error}). Write one with 'tokenzoo run --trace'.") from None
 
 
 def _source(data: dict) -> SourceTrace:

@@ -85,9 +85,7 @@ class Workload:
 
     def with_entry(self, counts: tuple[int, ...]) -> Workload:
         """Return this workload with each source cut to `counts` tokens, one view each: what a later method sees."""
-        sources = tuple(
-            Source(source.kind, (count,), 0) for source, count in zip(self.sources, counts, strict=True)
-        )
+        sources = tuple(Source(source.kind, (count,), 0) for source, count in zip(self.sources, counts, strict=True))
         return replace(self, sources=sources, recorded=None)
 
     @classmethod
@@ -96,9 +94,7 @@ class Workload:
         return cls(architecture, tuple(Source("image", (tokens,)) for _ in range(images)), text_tokens)
 
     @classmethod
-    def video(
-        cls, architecture: Architecture, frames: int, tokens: int, text_tokens: int, encoder_tokens: int = 0
-    ) -> Workload:
+    def video(cls, architecture: Architecture, frames: int, tokens: int, text_tokens: int, encoder_tokens: int = 0) -> Workload:
         """A prompt of one video: `frames` frames of `tokens` tokens (`encoder_tokens` before pooling)."""
         encoder = (encoder_tokens,) * frames if encoder_tokens else ()
         return cls(architecture, (Source("video", (tokens,) * frames, 0, encoder),), text_tokens)

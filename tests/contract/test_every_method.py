@@ -13,7 +13,14 @@ from tokenzoo.testing.models import FAMILIES
 #: Deep enough for every method to act with its default parameters, which follow the depth.
 LAYERS = 12
 METHODS = load_zoo(plugin_files=(), registry_files=()).names()
-PIPELINES = ["prumerge+vtw", "uniform+fastv:K=3", "fastv+pdrop", "aim+vtw:K=11", "aim:position=keep", "random:position=keep+pdrop"]
+PIPELINES = [
+    "prumerge+vtw",
+    "uniform+fastv:K=3",
+    "fastv+pdrop",
+    "aim+vtw:K=11",
+    "aim:position=keep",
+    "random:position=keep+pdrop",
+]
 VIDEO = {name.replace("_", "-").replace("qwen2-5", "qwen2.5") for name in VIDEO_FAMILIES}
 RUNS = [
     (family, case, backend) for family in FAMILIES for case in CASES if case != "video" or family in VIDEO for backend in BACKENDS

@@ -12,9 +12,7 @@ from tokenzoo.host.prompt import EncodedSource, place
 
 def encoded(*tokens: int) -> list[EncodedSource]:
     return [
-        EncodedSource(
-            VisualSource(Source("image", (count,)), torch.zeros(count, dtype=torch.long), ((1, count),), True)
-        )
+        EncodedSource(VisualSource(Source("image", (count,)), torch.zeros(count, dtype=torch.long), ((1, count),), True))
         for count in tokens
     ]
 

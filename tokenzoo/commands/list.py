@@ -51,9 +51,7 @@ def command(form: str) -> None:
         ],
     )
     if zoo.failures:
-        click.echo(
-            f"{len(zoo.failures)} could not be loaded: {', '.join(zoo.failures)}. Run 'tokenzoo plugins'.", err=True
-        )
+        click.echo(f"{len(zoo.failures)} could not be loaded: {', '.join(zoo.failures)}. Run 'tokenzoo plugins'.", err=True)
 
 
 def _published(method: object) -> str:

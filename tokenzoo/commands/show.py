@@ -37,9 +37,7 @@ def _print(method: Description) -> None:
     if entry.paper:
         extra = entry.paper.model_extra or {}
         where = f"{entry.paper.venue} {extra.get('year', '')}".strip()
-        facts.append(
-            ("Paper", ", ".join(part for part in (entry.paper.title, where, _link(entry.paper.arxiv)) if part))
-        )
+        facts.append(("Paper", ", ".join(part for part in (entry.paper.title, where, _link(entry.paper.arxiv)) if part)))
         facts.append(("Code", entry.paper.code))
     facts.append(("Faithfulness", " ".join(entry.faithfulness.split())))
     click.echo()
@@ -69,9 +67,7 @@ def _print(method: Description) -> None:
         )
     if entry.published:
         _section("Published results")
-        click.echo(
-            f"  {len(entry.published)} rows; 'tokenzoo compare --with-published' shows them beside the measured ones."
-        )
+        click.echo(f"  {len(entry.published)} rows; 'tokenzoo compare --with-published' shows them beside the measured ones.")
 
 
 def _section(title: str) -> None:

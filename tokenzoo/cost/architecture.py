@@ -158,8 +158,7 @@ def _section(kind: type[Section], values: dict[str, Any], where: str) -> Section
         required = specs[key].default is MISSING and specs[key].default_factory is MISSING
         checked[key] = _value(value, f"{where}: {key}", at_least=1 if required else 0)
     missing = [
-        key for key, spec in specs.items()
-        if spec.default is MISSING and spec.default_factory is MISSING and key not in checked
+        key for key, spec in specs.items() if spec.default is MISSING and spec.default_factory is MISSING and key not in checked
     ]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}.")

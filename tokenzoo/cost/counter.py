@@ -116,8 +116,11 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     terms = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     if len(tensors) != 2 or "." in "".join(terms):
         raise UncountedOperationError(f"einsum '{inputs[0].toIValue()}' has no handler: write it as matmul.")
-    return 2 * math.prod({index: size for term, sizes in zip(terms, tensors, strict=True)
-                          for index, size in zip(term, sizes, strict=True)}.values())
+    return 2 * math.prod(
+        {
+            index: size for term, sizes in zip(terms, tensors, strict=True) for index, size in zip(term, sizes, strict=True)
+        }.values()
+    )
 
 
 #: Operators of matrix products and convolutions, as in the definition of convention `exact`.

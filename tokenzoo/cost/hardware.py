@@ -31,9 +31,7 @@ class Hardware:
     def peak(self, dtype: str) -> float:
         """Peak FLOP/s of matrix products in `dtype`; raises UserError where this GPU has no such units."""
         if dtype not in self.flops:
-            raise UserError(
-                f"'{self.name}' has no matrix units for {dtype}. Choose from: {', '.join(sorted(self.flops))}."
-            )
+            raise UserError(f"'{self.name}' has no matrix units for {dtype}. Choose from: {', '.join(sorted(self.flops))}.")
         return self.flops[dtype]
 
     @property

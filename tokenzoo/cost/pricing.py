@@ -171,8 +171,7 @@ class Setting:
             return tuple(PricedOperation(operation) for operation in operations)
         times = [time_operation(operation, self.hardware, self.dtype, self.tensor_parallel) for operation in operations]
         return tuple(
-            PricedOperation(operation, time.seconds, time.bound)
-            for operation, time in zip(operations, times, strict=True)
+            PricedOperation(operation, time.seconds, time.bound) for operation, time in zip(operations, times, strict=True)
         )
 
     def layer(self, queries: int, context: int) -> tuple[PricedOperation, ...]:

@@ -128,9 +128,7 @@ def select(paper: Paper, tables: Sequence[str]) -> list[PublishedRow]:
 
 def recompute(paper: Paper, row: PublishedRow, reducer: Any) -> Recomputed:
     """Price `reducer`'s own schedule on the row's workload, under the paper's convention and GPU."""
-    cost = price(
-        row.model, row.workload, reducer, convention=paper.convention, hardware=paper.hardware, dtype=paper.dtype
-    )
+    cost = price(row.model, row.workload, reducer, convention=paper.convention, hardware=paper.hardware, dtype=paper.dtype)
     if cost.seconds is None:
         raise UserError(f"Convention '{paper.convention}' gives no time. Choose llm-viewer or exact.")
     return Recomputed(
@@ -149,9 +147,7 @@ def as_released(reducer: Any) -> Any | None:
         return None
     from tokenzoo.pipeline import Pipeline
 
-    return Pipeline(
-        tuple(part.replace(prune_before=False) if getattr(part, "prune_before", False) else part for part in parts)
-    )
+    return Pipeline(tuple(part.replace(prune_before=False) if getattr(part, "prune_before", False) else part for part in parts))
 
 
 def run_lengths(tokens: Sequence[int]) -> str:

@@ -69,9 +69,7 @@ def _grids(model: ModelArchitecture, record: SourceTrace, scale: float) -> list[
 def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = True) -> Workload:
     """The workload of a recorded sample, with what it was reduced to: data-dependent schedules can be computed then."""
     visual = sum(record.source.tokens for record in sample.sources)
-    counts = tuple(
-        (*record.view_counts, len(record.rows) - sum(record.view_counts)) for record in sample.sources
-    )
+    counts = tuple((*record.view_counts, len(record.rows) - sum(record.view_counts)) for record in sample.sources)
     sources = tuple(record.source for record in sample.sources)
     return Workload(decoder, sources, sample.prompt_tokens - visual, counts if recorded else None)
 

@@ -97,9 +97,7 @@ def _layer(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> l
             total = scores.setdefault(operation.name, [0, 0, 0])
             for index, value in enumerate((operation.flops, operation.elementwise, operation.bytes)):
                 total[index] += value
-    attended = [
-        Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()
-    ]
+    attended = [Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()]
     return [
         elementwise("norms", 14 * rows * hidden, 4 * rows * hidden, width, parallel=False),
         *(linear(name, rows, hidden, hidden, width, parallel=False) for name in ("q", "k", "v")),

@@ -98,9 +98,7 @@ class Family(ABC):
 
     # --- the projector ------------------------------------------------------------------------------------------
 
-    def split_features(
-        self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]
-    ) -> list[torch.Tensor]:
+    def split_features(self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
         """Split the projector's input [views, tokens, width] into [tokens, width] per source."""
         counts = [len(source.encoder_grids) for source in sources]
         return [part.flatten(0, 1) for part in features.split(counts)]

@@ -86,9 +86,7 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
             for source, start in own:
                 part = columns[start : start + len(source.visual.view_of_token)]
                 placed.append(
-                    PlacedSource(
-                        source.visual, copy(source.tokens), source.projected, dict(source.memory), sample, part
-                    )
+                    PlacedSource(source.visual, copy(source.tokens), source.projected, dict(source.memory), sample, part)
                 )
     return placed
 

@@ -16,9 +16,7 @@ from tokenzoo.host.family import Module
 def check_mode(model: Module) -> None:
     """Training needs every token."""
     if model.training:
-        raise UnsupportedError(
-            "The model is in training mode; token reduction is for inference. Call model.eval() first."
-        )
+        raise UnsupportedError("The model is in training mode; token reduction is for inference. Call model.eval() first.")
 
 
 def check_call(model: Module, call: dict[str, Any]) -> None:
@@ -46,9 +44,7 @@ def check_prefill(decoder: Module, call: dict[str, Any]) -> None:
         )
     mask = call.get("attention_mask")
     if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
-        raise UnsupportedError(
-            "A ready-made attention mask cannot be shortened. Pass the 2-D mask of the processor, or none."
-        )
+        raise UnsupportedError("A ready-made attention mask cannot be shortened. Pass the 2-D mask of the processor, or none.")
 
 
 def check_encoded(given: Collection[str], encoded: Collection[str]) -> None:

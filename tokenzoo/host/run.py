@@ -47,13 +47,9 @@ class Run:
         self.acting = sorted({i for r in reducers if r.implements("after_layer") for i in r.layers(layers)})
         self.reduces_entry = any(r.implements("pre_llm") or r.implements("before_projector") for r in reducers)
         self.keeps_entry = self.mrope or any(
-            r.entry_positions == "keep"
-            for r in reducers
-            if r.implements("pre_llm") or r.implements("before_projector")
+            r.entry_positions == "keep" for r in reducers if r.implements("pre_llm") or r.implements("before_projector")
         )
-        self.renumbers = not self.mrope and any(
-            r.layer_positions == "renumber" for r in reducers if r.implements("after_layer")
-        )
+        self.renumbers = not self.mrope and any(r.layer_positions == "renumber" for r in reducers if r.implements("after_layer"))
         self.vision: VisionWatch | None = None
         self.input_ids: torch.Tensor | None = None
         if self.root is not None:

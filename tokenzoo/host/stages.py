@@ -76,10 +76,7 @@ class LayerReduction:
     def events(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
         """One event per sample: its rows alone, without padding."""
         cos, sin = self.call["position_embeddings"]
-        return [
-            self._event(stage, prompt, entered, output, cos, sin, sample)
-            for sample in range(len(stage.layout.columns))
-        ]
+        return [self._event(stage, prompt, entered, output, cos, sin, sample) for sample in range(len(stage.layout.columns))]
 
     def _event(
         self,
@@ -138,8 +135,7 @@ class LayerReduction:
         if all(event.kept is None for event in events):
             return None
         kept = [
-            torch.arange(len(event.hidden_states), device=output.device) if event.kept is None else event.kept
-            for event in events
+            torch.arange(len(event.hidden_states), device=output.device) if event.kept is None else event.kept for event in events
         ]
         layout = Layout.of_counts([len(rows) for rows in kept], stage.layout.pad_right, output.device)
         hidden = layout.pad([event.hidden_states for event in events])

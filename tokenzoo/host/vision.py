@@ -90,10 +90,7 @@ class VisionWatch:
         assert self.reduce is not None
         visuals = [source.visual for source in self.current]
         parts = self.family.split_features(self.model, args[0], visuals)
-        recorded = {
-            index: self.family.split_recorded(self.model, outputs, visuals)
-            for index, outputs in self.recorded.items()
-        }
+        recorded = {index: self.family.split_recorded(self.model, outputs, visuals) for index, outputs in self.recorded.items()}
         events = []
         for number, (source, features) in enumerate(zip(self.current, parts, strict=True)):
             grids = source.visual.encoder_grids

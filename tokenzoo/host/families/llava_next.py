@@ -28,9 +28,7 @@ class LlavaNext(Llava):
         newline = torch.full((1,), -1.0)
         return self.root(model).pack_image_features(views, sizes, strategy, image_newline=newline)[0]
 
-    def anyres_sources(
-        self, model: Module, call: Mapping[str, Any], tiled: Sequence[bool]
-    ) -> list[VisualSource]:
+    def anyres_sources(self, model: Module, call: Mapping[str, Any], tiled: Sequence[bool]) -> list[VisualSource]:
         """Run the model's packing on one-channel features: 0 for the base view, 1 for the grid, -1 for newlines."""
         grid = self.patch_grid(model)
         tokens = grid[0] * grid[1]

@@ -54,9 +54,7 @@ class Qwen2VL(Family):
 
     # --- the projector ------------------------------------------------------------------------------------------
 
-    def _raster_units(
-        self, model: Module, patches: torch.Tensor, sources: Sequence[VisualSource]
-    ) -> list[torch.Tensor]:
+    def _raster_units(self, model: Module, patches: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
         """Group patches [patches, width] into units [units, side², width] in raster order, per source."""
         visual = self.root(model).visual
         unit = visual.spatial_merge_size**2
@@ -74,9 +72,7 @@ class Qwen2VL(Family):
             thw, spatial_merge_size=side, window_size=visual.window_size, patch_size=visual.patch_size, kwargs={}
         )[0]
 
-    def split_features(
-        self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]
-    ) -> list[torch.Tensor]:
+    def split_features(self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
         return [units.flatten(1) for units in self._raster_units(model, features, sources)]
 
     def split_recorded(
