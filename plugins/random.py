@@ -38,7 +38,7 @@ class RandomSelection(TokenReducer):
         if count == total:
             return None
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + total) % 2**63)
-        return torch.randperm(total, generator=generator)[:count].sort().values.to(tokens.features.device)
+        return torch.randperm(total, generator=generator, device="cpu")[:count].sort().values.to(tokens.features.device)
 
     def schedule(self, workload: Workload) -> list[int]:
         kept = sum(round(self.retention * sum(s.view_tokens)) + s.structural for s in workload.sources)

@@ -84,6 +84,17 @@ def test_pagerank_of_half_precision_is_finite_and_float32() -> None:
     assert scores.dtype == torch.float32 and scores.isfinite().all()
 
 
+def test_scores_of_large_queries_and_keys_do_not_overflow_half_precision() -> None:
+    query, key = (100 * normal(seed, heads, 20, 64).half() for seed, heads in ((0, 2), (1, 1)))
+    assert (query[0] @ key[0].T).isinf().any(), "unscaled products overflow"
+    rows = torch.arange(20)
+    scaling = 64**-0.5
+    weights = ops.attention_weights(query, key, rows, scaling)
+    assert weights.isfinite().all()
+    assert torch.allclose(weights, naive_weights(query.float(), key.float(), scaling).softmax(-1), atol=0.05)
+    assert ops.pagerank(query, key, scaling).isfinite().all()
+
+
 def test_pagerank_holds_one_head_at_a_time() -> None:
     """9408 tokens: the peak beyond one head's causal half (177 MB) stays below 0.4 GB, however many heads."""
     code = (

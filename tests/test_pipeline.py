@@ -53,6 +53,13 @@ def test_data_dependent_methods_are_priced_from_what_was_recorded() -> None:
     assert pipeline.schedule(recorded) == [41] * 10 + [0] * 22
 
 
+def test_two_methods_before_the_llm_have_no_closed_form() -> None:
+    pipeline = build("uniform:retention=0.5+aim")
+    assert not pipeline.fixed_schedule
+    with pytest.raises(DataDependentError, match="two methods before the LLM"):
+        pipeline.schedule(IMAGE)
+
+
 def test_only_a_single_method_has_a_knob() -> None:
     assert str(build("fastv").at_retention(0.25)) == "fastv:R=0.75"
     with pytest.raises(UnreachableError):

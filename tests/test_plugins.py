@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import tokenzoo
 from tokenzoo import plugins
 from tokenzoo.errors import UserError
 from tokenzoo.plugins import PluginWarning, load_zoo
@@ -154,6 +155,26 @@ def test_the_allowlist(installed: None, monkeypatch: pytest.MonkeyPatch, allowed
     zoo = loaded()
     assert [plugin.name for plugin in zoo.plugins] == names
     assert ("nobody" in zoo.failures) == ("nobody" in allowed)
+
+
+def test_a_plugin_that_watches_is_called_in_every_run(tmp_path: Path) -> None:
+    from tokenzoo.testing import tiny_inputs, tiny_model
+
+    path = tmp_path / "watcher.py"
+    path.write_text(
+        "import tokenzoo\nseen = []\n"
+        "@tokenzoo.hookimpl\ndef tokenzoo_after_layer(layer):\n    seen.append((layer.index, len(layer.visual)))\n"
+    )
+    zoo = plugins._load((path,), ())
+    assert zoo.failures == {} and len(zoo.observers()) == 1
+    plugins.configure([path])
+    try:
+        model = tiny_model("llava", layers=4)
+        with tokenzoo.apply(model, "fastv:K=2"):
+            model(**tiny_inputs(model, "single"))
+        assert load_zoo().observers()[0].seen == [(1, 18)]
+    finally:
+        plugins.configure()
 
 
 def test_the_zoo_is_cached_by_its_files(tmp_path: Path) -> None:

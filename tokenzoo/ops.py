@@ -51,7 +51,8 @@ def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) 
     0..rows[r]. Returns [heads, R, N]. Query heads share their group's keys; K is never repeated.
     """
     heads, count, width = query.shape
-    logits = torch.bmm(query.reshape(len(key), -1, width), key.transpose(1, 2)).float() * scaling
+    # scaled before the product: unscaled ones overflow float16
+    logits = torch.bmm((query * scaling).reshape(len(key), -1, width), key.transpose(1, 2)).float()
     logits = logits.view(heads, count, -1)
     hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
     return logits.masked_fill_(hidden, -math.inf).softmax(-1)
@@ -105,7 +106,7 @@ def pagerank(
     query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
     squares = torch.zeros(tokens, device=query.device)
     for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens):
-        blocks = _transition_blocks(query[kv, part], key[kv].to(precision), scaling / temperature)
+        blocks = _transition_blocks(query[kv, part].to(precision) * scaling, key[kv].to(precision), 1 / temperature)
         rank = torch.full((len(blocks[0][2]), 1, tokens), 1 / tokens, device=query.device) if blocks else squares[None]
         for _ in range(iterations):
             moved = torch.zeros_like(rank)
@@ -123,7 +124,7 @@ def _transition_blocks(query: Tensor, key: Tensor, scale: float) -> list[tuple[i
     future = torch.ones(_PAGERANK_ROWS, _PAGERANK_ROWS, dtype=torch.bool, device=query.device).triu(1)
     blocks = []
     for start, stop in _row_blocks(tokens):
-        rows = query[:, :, start:stop].reshape(kv_heads, -1, width).to(key.dtype)
+        rows = query[:, :, start:stop].reshape(kv_heads, -1, width)
         logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).float().mul_(scale)
         logits = logits.view(kv_heads * group, stop - start, stop)
         logits[..., start:].masked_fill_(future[: stop - start, : stop - start], -math.inf)

@@ -33,15 +33,29 @@ class Pipeline:
 
     @property
     def fixed_schedule(self) -> bool:
-        """Whether the token counts are known without seeing the picture."""
-        return all(reducer.fixed_schedule for reducer in self.reducers)
+        """Whether the token counts are known without seeing the picture.
+
+        What a second method before the LLM makes of the views that a first one left depends on both: there a recorded
+        run tells.
+        """
+        return all(reducer.fixed_schedule for reducer in self.reducers) and len(self._entering) < 2
+
+    @property
+    def _entering(self) -> list[TokenReducer]:
+        """The methods that act before the LLM."""
+        return [reducer for reducer in self.reducers if any(map(reducer.implements, ENTRY_HOOKS))]
 
     def implements(self, hook: str) -> bool:
         """Whether any of the methods implements the hook."""
         return any(reducer.implements(hook) for reducer in self.reducers)
 
     def schedule(self, workload: Workload) -> list[int]:
-        """Visual tokens entering each decoder layer: the least that any of the methods leaves there."""
+        """Visual tokens entering each decoder layer: the least that any of the methods leaves there.
+
+        Raises DataDependentError where no closed form tells (see `fixed_schedule`).
+        """
+        if len(self._entering) > 1:
+            raise DataDependentError(f"'{self}' has two methods before the LLM, so no closed form: price a recorded run.")
         seen = self._workloads(workload)
         schedules = [reducer.schedule(load) for reducer, load in zip(self.reducers, seen, strict=True)]
         return [min(counts) for counts in zip(*schedules, strict=True)]
@@ -52,7 +66,7 @@ class Pipeline:
         return min((reducer.projector_tokens(workload) for reducer in early), default=workload.projector_tokens)
 
     def overhead(self, workload: Workload) -> int:
-        """FLOPs of the methods' own matrix products."""
+        """FLOPs of the methods' own matrix products; of a second method before the LLM an estimate, each source one view."""
         seen = self._workloads(workload)
         return sum(reducer.overhead(load) for reducer, load in zip(self.reducers, seen, strict=True))
 

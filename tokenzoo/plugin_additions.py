@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-from tokenzoo.hookspecs import PROJECT
+from tokenzoo.hookspecs import PROJECT, RunHooks
 from tokenzoo.plugin_errors import PluginError
 from tokenzoo.reducer import TokenReducer
 from tokenzoo.registry import Contents, check_fragment
@@ -27,6 +27,7 @@ class Additions:
     families: list[Any] = field(default_factory=list)
     tasks: list[Any] = field(default_factory=list)
     fragment: Contents = field(default_factory=Contents)
+    observers: list[Any] = field(default_factory=list)
 
 
 def additions_of(loaded: Any, name: str, origin: str, manager: pluggy.PluginManager) -> Additions:
@@ -43,6 +44,9 @@ def additions_of(loaded: Any, name: str, origin: str, manager: pluggy.PluginMana
         tasks=_returned(manager, loaded, "tokenzoo_tasks", list),
         fragment=check_fragment(_returned(manager, loaded, "tokenzoo_registry", dict), origin),
     )
+    run_time = {name for name in vars(RunHooks) if name.startswith(PROJECT)}
+    if any(caller.name in run_time for caller in manager.get_hookcallers(loaded) or ()):
+        additions.observers = [loaded]
     if isinstance(loaded, ModuleType) and not hasattr(loaded, "tokenzoo_methods"):
         additions.classes = reducers_in(loaded)
         if not additions.classes and not manager.get_hookcallers(loaded):

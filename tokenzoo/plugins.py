@@ -63,6 +63,7 @@ class Zoo:
     failures: dict[str, str] = field(default_factory=dict)
     _families: list[Any] = field(default_factory=list)
     _tasks: list[Any] = field(default_factory=list)
+    _observers: list[Any] = field(default_factory=list)
     _builtin: dict[str, str] = field(default_factory=dict)
     _classes: dict[str, type[TokenReducer]] = field(default_factory=dict)
     _owners: dict[str, Plugin] = field(default_factory=dict)
@@ -98,6 +99,10 @@ class Zoo:
     def tasks(self) -> list[Any]:
         """The evaluation tasks that plugins add."""
         return list(self._tasks)
+
+    def observers(self) -> list[Any]:
+        """The plugins that implement run-time hooks themselves: they watch every run."""
+        return list(self._observers)
 
     def build(self, specification: str) -> Pipeline:
         """Return the pipeline for `name`, `name:param=value,...`, `name@preset`, `a+b`.
@@ -240,6 +245,7 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
         zoo.failures.pop(cls.name, None)
     zoo._families.extend(additions.families)
     zoo._tasks.extend(additions.tasks)
+    zoo._observers.extend(additions.observers)
 
 
 def _check_names(zoo: Zoo, plugin: Plugin, names: list[str]) -> None:

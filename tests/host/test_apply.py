@@ -244,6 +244,19 @@ def test_an_invalid_reduction_fails_in_the_methods_name(model, inputs, what, mes
         model(**inputs)
 
 
+@pytest.mark.parametrize("index", [-1, 3, 40])
+def test_a_layer_that_none_follows_is_refused(model, index):
+    @dataclass
+    class Late(KeepHalf):
+        name = "late"
+
+        def layers(self, num_layers):
+            return (index,)
+
+    with pytest.raises(UserError, match=f"'late' acts after layer {index}, .* up to 2"), tokenzoo.apply(model, Late()):
+        pass
+
+
 def test_no_trace_before_a_prefill(model):
     with tokenzoo.apply(model, "none") as run, pytest.raises(UnsupportedError, match="No prefill has run"):
         _ = run.trace

@@ -40,6 +40,30 @@ def test_broken_methods_are_caught(name: str) -> None:
     assert str(findings[0]).startswith(f"Guarantee {findings[0].guarantee} (")
 
 
+@dataclass
+class WrongKnob(TokenReducer):
+    """Drops all visual tokens after layer 1 when asked to keep all."""
+
+    name = "wrong-knob"
+    keep: float = 0.5
+
+    def layers(self, num_layers):
+        return (1,)
+
+    def after_layer(self, layer):
+        return torch.arange(int(self.keep * len(layer.visual)))
+
+    def at_retention(self, retention):
+        return self.replace(keep=1 - retention)
+
+
+def test_a_knob_that_turns_the_wrong_way_is_found() -> None:
+    from tokenzoo.testing.check import check_full_retention
+
+    (finding,) = check_full_retention(WrongKnob(), "llava")
+    assert "at retention 1.0 it is not the plain model" in finding.message
+
+
 def test_the_batch_that_is_read_as_one_sample() -> None:
     """Found even where all samples have as many tokens, so that nothing is out of range."""
     from tokenzoo.testing.check import check_independence

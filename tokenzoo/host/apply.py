@@ -15,7 +15,7 @@ from tokenzoo.hookspecs import PROJECT, RunHooks, hookimpl
 from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import Module, find_family
 from tokenzoo.host.prompt import Span
-from tokenzoo.host.refusals import check_mode
+from tokenzoo.host.refusals import check_devices, check_mode
 from tokenzoo.host.run import Run
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.reducer import TokenReducer
@@ -35,7 +35,8 @@ def apply(
 
     `reducer`: a method's spec ("aim", "fastv:K=3,R=0.75", "prumerge+vtw"), a TokenReducer, or several in order.
     `visual`: for a bare decoder called with inputs_embeds, the (start, end) of the visual tokens, per sample.
-    `observers`: plugins that implement run-time hooks and only watch; they are called after the methods.
+    `observers`: plugins that implement run-time hooks and only watch; they, and those that are installed, are called
+    after the methods.
 
     When the block ends, however it ends, the model is as it was. Raises UnsupportedError for a model family without
     adapter, a model in training mode, a method that cannot work on this model, or a second use of one model.
@@ -55,10 +56,11 @@ def apply(
         raise UserError("A bare decoder cannot tell its visual tokens: pass visual=[(start, end), ...], one per sample.")
     if any(_reduces(method) for method in reducers):
         check_mode(model)
+        check_devices(model, any(method.implements("after_layer") for method in reducers))
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(family, architecture)
-    hooks = _hook_caller([*reducers, *observers], len(decoder.layers))
+    hooks = _hook_caller([*reducers, *zoo.observers(), *observers], len(decoder.layers))
     run = Run(model, family, reducers, hooks, visual)
     with ExitStack() as stack:
         _ACTIVE.add(decoder)

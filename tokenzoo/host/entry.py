@@ -115,7 +115,7 @@ def see_source(
     else:
         tokens = source.tokens
         assert source.projected is not None
-        tokens.features, tokens.text_embeddings = source.projected.to(embeddings), text
+        tokens.features, tokens.text_embeddings, tokens.memory = source.projected.to(embeddings), text, source.memory
     reduce(tokens)
     if tokens.anchors is not None:
         source.tokens = tokens
@@ -155,7 +155,8 @@ def entry_positions(entry: Entry, given: torch.Tensor | None, keep: bool) -> tor
     """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input.
 
     `given` are the full prompt's (None: 0, 1, ...). With `keep` each row has that of the column it stands at, else
-    they are renumbered from the sample's first. Sets `entry.next_position` [axes, batch], the first generated token's.
+    they are renumbered from the sample's first. Sets `entry.next_position` [axes, batch], the first generated token's:
+    the last prompt token's plus one on each axis, as `generate` continues (M-RoPE's axes may differ there).
     """
     device = entry.samples[0].columns.device
     if given is None:
@@ -163,7 +164,8 @@ def entry_positions(entry: Entry, given: torch.Tensor | None, keep: bool) -> tor
     axes = (given if given.ndim == 3 else given[None]).expand(-1, len(entry.samples), -1)
     if keep:
         kept = [axes[:, i, sample.columns] for i, sample in enumerate(entry.samples)]
-        entry.next_position = torch.stack([axes[:, i].amax(1) + 1 for i in range(len(entry.samples))], dim=1)
+        ends = [entry.full.length - 1 if columns is None else columns[-1] for columns in entry.full.columns]
+        entry.next_position = torch.stack([axes[:, i, end] + 1 for i, end in enumerate(ends)], dim=1)
     else:
         kept = [
             axes[:, i, sample.columns[:1]] + torch.arange(len(sample.columns), device=device)

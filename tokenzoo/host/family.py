@@ -123,6 +123,21 @@ class Family(ABC):
         """A stand-in with the shape the unreduced projector would have returned (it costs no memory)."""
         return output.new_zeros(1).expand(*features.shape[:-1], output.shape[-1])
 
+    def with_projected(
+        self,
+        stand_in: torch.Tensor,
+        parts: Sequence[torch.Tensor],
+        alone: Sequence[bool],
+        sources: Sequence[VisualSource],
+    ) -> torch.Tensor:
+        """Write the projected tokens [tokens, hidden] of the sources that were left `alone` (none is one-to-one) into the
+        stand-in."""
+        counts = [len(source.encoder_grids) for source in sources]
+        for place, part, untouched in zip(stand_in.split(counts), parts, alone, strict=True):
+            if untouched:
+                place.copy_(part.view_as(place))
+        return stand_in
+
     # --- numbers ------------------------------------------------------------------------------------------------
 
     def architecture(self, model: Module) -> Architecture:

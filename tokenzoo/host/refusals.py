@@ -19,6 +19,16 @@ def check_mode(model: Module) -> None:
         raise UnsupportedError("The model is in training mode; token reduction is for inference. Call model.eval() first.")
 
 
+def check_devices(model: Module, acting: bool) -> None:
+    """Inside the LLM rows are dropped between layers: scores, positions and masks of all layers must lie together."""
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    if acting and len(devices) > 1:
+        raise UnsupportedError(
+            f"The model is spread over {', '.join(devices)}; methods inside the LLM need its layers on one device. Load it "
+            "without device_map, or take a method that acts before the LLM alone."
+        )
+
+
 def check_call(model: Module, call: dict[str, Any]) -> None:
     """The mode may have changed inside the block; losses need every token."""
     check_mode(model)
@@ -37,10 +47,12 @@ def check_prefill(decoder: Module, call: dict[str, Any]) -> None:
             "A static KV cache has one length for all layers, but after a reduction they differ. Use the default "
             "dynamic cache (drop cache_implementation='static')."
         )
-    if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+    types = getattr(decoder.config, "layer_types", None)
+    everywhere = types is None and getattr(decoder.config, "sliding_window", None)
+    if everywhere or "sliding_attention" in (types or ()):
         raise UnsupportedError(
             "This decoder has sliding-window layers, whose window would count kept tokens only. Load it with "
-            "use_sliding_window=False."
+            "use_sliding_window=False (Mistral: sliding_window=None)."
         )
     mask = call.get("attention_mask")
     if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):

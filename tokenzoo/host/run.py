@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokenzoo.errors import UnsupportedError
+from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import Entry, entry_positions, reduce_entry, unreduced_entry
@@ -44,7 +44,7 @@ class Run:
         self.prefilling = False
         self.step: DecodingStep | None = None
         layers = len(self.decoder.layers)
-        self.acting = sorted({i for r in reducers if r.implements("after_layer") for i in r.layers(layers)})
+        self.acting = acting_layers(reducers, layers)
         self.reduces_entry = any(r.implements("pre_llm") or r.implements("before_projector") for r in reducers)
         self.keeps_entry = self.mrope or any(
             r.entry_positions == "keep" for r in reducers if r.implements("pre_llm") or r.implements("before_projector")
@@ -118,7 +118,13 @@ class Run:
         return ((), {**kwargs, **changed}) if changed or args else None
 
     def _leave(self, module: Module, args: tuple, output: Any) -> None:
+        """Let go of what only the prefill needs: decoding may be long."""
         self.prefilling, self.step = False, None
+        for stage in self.stages:
+            stage.mask = stage.position_embeddings = None
+        for source in self.prompt.sources if self.prompt is not None else ():
+            if source.tokens is not None:
+                source.tokens.text_embeddings = None
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
@@ -145,8 +151,9 @@ class Run:
             return changed
         changed["inputs_embeds"] = self.entry.layout.pad(rows)
         changed["position_ids"] = entry_positions(self.entry, call.get("position_ids"), self.keeps_entry)
-        padded = self.entry.layout.padded
-        changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if padded or mask is not None else None
+        # without any mask or cache, transformers would take gaps between kept positions for borders of packed sequences
+        masked = self.entry.layout.padded or mask is not None or self.keeps_entry
+        changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if masked else None
         return changed
 
     def _find_visual_tokens(self, batch: int, length: int, device: torch.device) -> Prompt:
@@ -220,6 +227,22 @@ class Run:
         if self.entry is None or self.prompt is None:
             raise UnsupportedError("No prefill has run yet: call the model inside the 'with' block, then read the trace.")
         return build_trace(len(self.decoder.layers), self.prompt, self.entry, self.stages)
+
+
+def acting_layers(reducers: Sequence[TokenReducer], layers: int) -> list[int]:
+    """The decoder layers after which methods act, ascending; raises UserError for one that no layer follows."""
+    acting: set[int] = set()
+    for reducer in reducers:
+        if reducer.implements("after_layer"):
+            named = set(reducer.layers(layers))
+            wrong = sorted(index for index in named if not 0 <= index < layers - 1)
+            if wrong:
+                raise UserError(
+                    f"'{reducer}' acts after layer {wrong[0]}, but of the model's {layers} layers (from 0) only those up to "
+                    f"{layers - 2} have one behind them. Run 'tokenzoo show {reducer.name}'."
+                )
+            acting |= named
+    return sorted(acting)
 
 
 def _cached(call: dict[str, Any]) -> int:

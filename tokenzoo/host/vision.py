@@ -3,7 +3,8 @@
 `generate` encodes pictures before the model's first forward, so the model's own get_image_features and
 get_video_features are watched (an attribute of this one instance, for the time of the block). The model counts
 placeholders against image features; where a method reduced them, the projector runs on what is left and its caller
-gets a stand-in of the full shape (an expanded zero), while the true tokens wait for the decoder's input to be built.
+gets a stand-in of the full shape (zeros, but for tiled or pooled sources that no method reduced), while the true tokens
+wait for the decoder's input to be built.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class VisionWatch:
         if all(tokens.anchors is None for tokens in events):
             return None
         for source, tokens in zip(self.current, events, strict=True):
-            if tokens.anchors is None:  # left alone, beside others that were reduced
+            if tokens.anchors is None and source.visual.one_to_one:  # left alone, beside others that were reduced
                 tokens.reduce(torch.arange(len(tokens.features), device=tokens.features.device), "host")
             tokens.recorded_layers = {}
             source.tokens = tokens
@@ -125,6 +126,11 @@ class VisionWatch:
         unreduced, self.reduced_input = self.reduced_input, None
         projected = self.family.projector_output(output)
         counts = [len(source.tokens.features) for source in self.current]  # type: ignore[union-attr]
-        for source, part in zip(self.current, projected.split(counts), strict=True):
-            source.projected = part
-        return self.family.placeholder_output(self.model, unreduced, output)
+        parts = list(projected.split(counts))
+        alone = [source.tokens is not None and source.tokens.anchors is None for source in self.current]
+        stand_in = self.family.placeholder_output(self.model, unreduced, output)
+        if any(alone):  # tiled and pooled ones go the model's own way, packing included
+            stand_in = self.family.with_projected(stand_in.clone(), parts, alone, [source.visual for source in self.current])
+        for source, part, untouched in zip(self.current, parts, alone, strict=True):
+            source.tokens, source.projected = (None, None) if untouched else (source.tokens, part)
+        return stand_in

@@ -135,7 +135,8 @@ def check_full_retention(method: TokenReducer, family: str, layers: int = LAYERS
     except UserError as error:
         yield Finding(6, case.where, f"at retention 1.0: {error}")
         return
-    if everything.implements("after_layer") and counts[-1] < counts[0] == counts[1]:
+    enters = everything.implements("pre_llm") or everything.implements("before_projector")
+    if enters and everything.implements("after_layer") and counts[-1] < counts[0] == counts[1]:
         return  # its knob sets what enters the LLM; inside, it goes on pruning
     difference = (logits[:, -1] - case.prompt.logits[:, -1]).abs().max().item()
     if difference > TOLERANCE:

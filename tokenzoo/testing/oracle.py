@@ -110,7 +110,7 @@ def oracle_logits(
     hidden = torch.cat([full[gone], sample.entry, following])[None]
     first, count, new = len(gone), len(trace.entry), len(generated)
     entry_positions = full_positions[:, entry_index]
-    next_position = full_positions.amax(1, keepdim=True) + 1
+    next_position = full_positions[:, -1:] + 1
     if positions.renumber_entry:
         entry_positions = torch.arange(count).expand(len(full_positions), -1)
         next_position = torch.full_like(next_position, count)

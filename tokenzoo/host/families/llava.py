@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.family import Family, Module, VisualSource
 from tokenzoo.workload import Source
 
@@ -25,7 +26,13 @@ class Llava(Family):
         return self.root(model).multi_modal_projector
 
     def encoder_layers(self, model: Module) -> Sequence[Module]:
-        return self.root(model).vision_tower.encoder.layers
+        tower = self.root(model).vision_tower
+        if not hasattr(tower, "encoder"):
+            raise UnsupportedError(
+                f"No adapter for the vision tower {type(tower).__name__} in a '{model.config.model_type}' model; CLIP and SigLIP "
+                "have one. To add yours, see docs/model-families.md."
+            )
+        return tower.encoder.layers
 
     def has_cls(self, model: Module) -> bool:
         return model.config.vision_config.model_type.startswith("clip")
