@@ -179,3 +179,93 @@ def test_embedded_leaves_out_a_model_that_is_not_shipped(comparison, monkeypatch
     assert found.notes == ["No video tasks: embedded:onevision is not part of this installation."]
     with pytest.raises(UserError, match="No embedded model"):
         compare(settings.model_copy(update={"tasks": ["order"]}), comparison[2])
+
+
+def write_task(folder, *rows):
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    Image.new("RGB", (96, 96), "grey").save(folder / "a.png")
+    (folder / "clip").mkdir()
+    Image.new("RGB", (96, 96), "grey").save(folder / "clip" / "0.png")
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+CHOSEN = {"image": "a.png", "question": "what color is the circle?", "answer": "red", "choices": ["red", "blue"]}
+FREE = {"image": "a.png", "question": "what color is the circle?", "answer": "red"}
+MOVING = {"video": "clip", "question": "which digit appears first?", "answer": "7"}
+
+
+def test_counts_are_means_over_all_questions_of_a_mixed_task(tmp_path):
+    """One batch's questions may need several runs: each run's tokens count."""
+    mixed = write_task(tmp_path / "mixed", CHOSEN, CHOSEN, FREE, {**FREE, "image": ["a.png", "a.png"]})
+    settings = Settings(methods="fastv:K=3", model="embedded:llava", tasks=[mixed], timing=False)
+    none, _, fastv = compare(settings).sections[0].rows
+    assert none.overall.questions == 4 and none.visual_tokens == (3 * 144 + 288) / 4
+    assert fastv.tokens_per_layer == [180.0] * 3 + [90.0] * 9
+
+
+def test_a_video_that_a_model_does_not_take_is_no_question_for_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
+    folder = write_task(tmp_path / "both", CHOSEN, MOVING)
+    assert cli.run(["compare", "--methods", "fastv", "--model", "embedded:llava", "--tasks", folder]) == 2
+    assert "is about a video, which 'embedded:llava' does not take" in capsys.readouterr().err
+
+
+def test_tasks_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
+    first, second = write_task(tmp_path / "a" / "val", CHOSEN), write_task(tmp_path / "b" / "val", CHOSEN)
+    builtin = write_task(tmp_path / "counting", CHOSEN)
+    for tasks in (f"{first},{second}", builtin):
+        assert cli.run(["compare", "--methods", "fastv", "--model", "embedded:llava", "--tasks", tasks]) == 2
+        assert "Two tasks are called" in capsys.readouterr().err
+
+
+def test_tasks_that_a_model_cannot_be_asked_are_named(comparison):
+    settings = Settings(methods="fastv:K=3", **{**SMALL, "tasks": "attribute,order"})
+    assert compare(settings, comparison[2]).notes == ["embedded:llava takes no videos: order left out."]
+
+
+def test_a_budget_that_a_price_cannot_say_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
+    monkeypatch.setattr(cells, "accuracy_cell", lambda *_: pytest.fail("something was measured"))
+    options = ["--methods", "fastv", "--price", "llava-1.5-7b@a100", "--match-flops", "25%"]
+    assert cli.run(["compare", *options]) == 2
+    assert "has no default for videos to match on" in capsys.readouterr().err
+    options = ["--methods", "fastv", "--price", "llava-1.5-7b@a100", "--match-prefill-ms", "20", "--convention", "fastv"]
+    assert cli.run(["compare", *options, "--tasks", "image"]) == 2
+    assert "defines no time" in capsys.readouterr().err
+
+
+def test_a_method_that_cannot_be_set_on_this_model_is_a_refused_row(comparison):
+    settings = Settings(methods="fastv:K=20,uniform", match_tokens="50%", **{**SMALL, "tasks": "attribute"})
+    rows = {row.label: row for row in compare(settings, comparison[2]).sections[0].rows}
+    assert rows["fastv:K=20"].status == "refused" and "exceeds the 12 layers" in rows["fastv:K=20"].note
+    assert rows["uniform"].status == "ok"
+
+
+def test_a_cell_depends_on_processor_template_and_inherited_code():
+    from tokenzoo.comparison import identity
+    from tokenzoo.models import load
+    from tokenzoo.plugins import load_zoo
+
+    checkpoint, questions = load("embedded:llava"), identity.Questions()
+    first = identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)
+    assert first == identity.accuracy_identity(load("embedded:llava"), load_zoo().build("none"), "t", questions, 0, 1)
+    checkpoint.tokenizer.chat_template += " "
+    assert (
+        first["processing"]
+        != identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)["processing"]
+    )
+    plain, plus = (type(load_zoo().build(name).reducers[0]) for name in ("prumerge", "prumerge_plus"))
+    assert issubclass(plus, plain) and identity._source_digest(plus) != identity._source_digest(plain)
+
+
+def test_errors_of_the_store_are_no_methods_fault(tmp_path, monkeypatch):
+    from tokenzoo.store import StoreError
+
+    store = Store(tmp_path / "results.sqlite")
+    monkeypatch.setattr(Store, "put", lambda *_: (_ for _ in ()).throw(StoreError("disk full")))
+    with pytest.raises(StoreError, match="disk full"):
+        compare(Settings(methods="fastv:K=3", **SMALL), store)

@@ -82,6 +82,22 @@ def _seen(mask, inputs):
     return seen | ~inputs["attention_mask"].bool()
 
 
+def test_what_is_hidden_stays_hidden_while_decoding():
+    model = tiny_model("llava")
+    inputs = tiny_inputs(model, "left")
+    masks = []
+    with text_tokens.hidden_tokens(model, 0, "visual", 0.5, seed=3):
+        layer = model.model.language_model.layers[0]
+        handle = layer.register_forward_pre_hook(lambda m, a, kw: masks.append(kw["attention_mask"][:, 0, -1]), with_kwargs=True)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        handle.remove()
+    prompt = inputs["input_ids"].shape[1]
+    assert [mask.shape[-1] for mask in masks] == [prompt, prompt + 1, prompt + 2]
+    for mask in masks[1:]:
+        assert torch.equal(mask[:, :prompt], masks[0]) and mask[:, prompt:].all()
+    assert (~masks[0] & inputs["attention_mask"].bool()).sum(1).tolist() == [18, 18, 18]
+
+
 def test_nothing_is_left_on_the_model():
     model = tiny_model("llava")
     before = sum(len(module._forward_pre_hooks) for module in model.modules())

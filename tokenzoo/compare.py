@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from tokenzoo.bench.task import Question, Task
 from tokenzoo.bench.timing import MethodError, environment
 from tokenzoo.comparison import cells
-from tokenzoo.comparison.budgets import budget_of
+from tokenzoo.comparison.budgets import budget_of, check_budget
 from tokenzoo.comparison.candidates import Candidate, at_retentions, matched, methods_of
-from tokenzoo.comparison.identity import accuracy_identity, timing_identity
+from tokenzoo.comparison.identity import Questions, accuracy_identity, timing_identity
 from tokenzoo.comparison.plan import SectionPlan, left_out, plan_sections, tasks_of
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Comparison, Section
@@ -30,7 +30,7 @@ from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.models import Checkpoint
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.plugins import Zoo, load_zoo
-from tokenzoo.store import Store
+from tokenzoo.store import Store, StoreError
 
 #: An interquartile range of prefill above this share of the median tells of a busy machine.
 BUSY = 0.3
@@ -101,6 +101,7 @@ def compare(
     runner = Runner(settings, zoo, store, progress or Silent(), fresh, on_failure)
     runner.progress.say("loading models")
     plans = plan_sections(settings, tasks)
+    check_budget(settings, plans, targets)
     for plan in plans:
         runner.progress.expect(len(methods) * plan.steps(settings))
     sections = [run_section(plan, methods, targets, runner) for plan in plans]
@@ -109,13 +110,14 @@ def compare(
         settings=settings.model_dump(),
         environment=environment(plans[-1].checkpoint.model),
         seconds=time.monotonic() - began,
-        notes=left_out(settings, tasks) + _notes(sections, plans, targets),
+        notes=left_out(settings, tasks, plans) + _notes(sections, plans, targets),
     )
 
 
 def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
     """What a reader must know about all rows."""
-    notes = [
+    notes = [f"Prices: convention {target.convention}{target.times}." for target in targets[:1]]
+    notes += [
         f"No price for {plan.kind}s on {target.text}: the registry has no default size."
         for plan in plans
         for target in targets
@@ -130,7 +132,7 @@ def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: S
 def run_section(plan: SectionPlan, methods: Sequence[tuple[str, Pipeline]], targets: Sequence[Target], runner: Runner) -> Section:
     """Measure all methods on one model and one kind of input."""
     settings, checkpoint = runner.settings, plan.checkpoint
-    questions = {task.name: questions_of(task, settings) for task in plan.tasks}
+    questions = {task.name: questions_of(task, settings, plan) for task in plan.tasks}
     candidates = _candidates(plan, methods, targets, questions, runner)
     measured = [Measured(candidate) for candidate in candidates]
     for task, asked in questions.items():
@@ -155,7 +157,7 @@ def run_section(plan: SectionPlan, methods: Sequence[tuple[str, Pipeline]], targ
     )
 
 
-def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Sequence[Question], runner: Runner) -> dict[str, Any]:
+def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questions, runner: Runner) -> dict[str, Any]:
     """One accuracy cell, from the store or measured."""
     size = runner.settings.batch_size
     return runner.cell(
@@ -165,11 +167,14 @@ def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Sequenc
     )
 
 
-def questions_of(task: Task, settings: Settings) -> list[Question]:
-    """A task's questions; raises UserError where there are none."""
-    asked = list(task.questions(settings.limit, settings.seed))
+def questions_of(task: Task, settings: Settings, plan: SectionPlan) -> Questions:
+    """A task's questions; raises UserError where there are none, or the model cannot see one's video."""
+    asked = Questions(task.questions(settings.limit, settings.seed))
     if not asked:
         raise UserError(f"Task '{task.name}' has no questions. Give it some, or leave it out of --tasks.")
+    unseen = next((question for question in asked if question.video), None) if not plan.takes_videos else None
+    if unseen is not None:
+        raise UserError(f"Question '{unseen.id}' is about a video, which '{plan.title}' does not take. Choose another --model.")
     return asked
 
 
@@ -177,17 +182,17 @@ def _candidates(
     plan: SectionPlan,
     methods: Sequence[tuple[str, Pipeline]],
     targets: Sequence[Target],
-    questions: dict[str, list[Question]],
+    questions: dict[str, Questions],
     runner: Runner,
 ) -> list[Candidate]:
     settings = runner.settings
     if settings.retention:
-        return at_retentions(methods, settings.retention)
+        return at_retentions(methods, settings.retention, runner.on_failure)
     if settings.match_flops or settings.match_tokens or settings.match_prefill_ms:
         none = next(method for _, method in methods if method.name == "none")
         task, asked = next(iter(questions.items()))
         unreduced = accuracy(plan.checkpoint, none, task, asked, runner)
-        return matched(methods, budget_of(settings, plan, targets, unreduced, asked))
+        return matched(methods, budget_of(settings, plan, targets, unreduced, asked), runner.on_failure)
     return [Candidate(text, method) for text, method in methods]
 
 
@@ -225,6 +230,8 @@ def _failures(candidate: Candidate, where: str, runner: Runner) -> Any:
     """Turn what a method raises into a failed row. Ctrl-C, and errors of the store, go through."""
     try:
         yield
+    except StoreError:
+        raise
     except UnsupportedError as error:
         candidate.status, candidate.note = "refused", str(error)
     except Exception as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -38,6 +41,60 @@ def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
     if not path.is_file():
         raise UserError(f"No video file '{path}'.")
     return _decode(path, frames)
+
+
+class Pictures(Sequence[Image.Image]):
+    """Picture files that are opened each time they are looked at: a thousand photographs do not fit into memory.
+
+    :param where: begins the message where a file turns out to be no picture
+    :raises UserError: if one of the files is missing
+    """
+
+    def __init__(self, paths: Sequence[Path], where: str) -> None:
+        self.paths, self.where = tuple(paths), where
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{where}: No image file '{path}'.")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        with _said_of(self.where):
+            return read_image(self.paths[index])
+
+
+class Frames(Sequence[Image.Image]):
+    """The frames of a video that is decoded each time it is looked at; parameters and errors as `read_video` and `Pictures`."""
+
+    def __init__(self, path: Path, frames: int, where: str) -> None:
+        self.path, self.frames, self.where = path, frames, where
+        self._count: int | None = None
+        if not path.exists():
+            raise UserError(f"{where}: No video file '{path}'.")
+
+    def _read(self) -> tuple[Image.Image, ...]:
+        with _said_of(self.where):
+            read = read_video(self.path, self.frames)
+        self._count = len(read)
+        return read
+
+    def __len__(self) -> int:
+        return len(self._read()) if self._count is None else self._count
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(self._read())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _decode(path: Path, frames: int) -> tuple[Image.Image, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,31 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
+    with _explained(model, source):
         config = AutoConfig.from_pretrained(source, **options)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, attn_implementation=attn_implementation, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    loaded = loaded.to(device).eval()
+    if _complete_processor(config.model_type):
+        return Checkpoint(model, loaded, tokenizer, processor=AutoProcessor.from_pretrained(source, **options))
+    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return Checkpoint(model, loaded, tokenizer, image_processor=image_processor)
+
+
+def takes_videos(model: str) -> bool:
+    """Whether a model has a placeholder for videos, by its config alone; raises UserError as `load` does."""
+    source = _locate(model)
+    with _explained(model, source):
+        return getattr(AutoConfig.from_pretrained(source), "video_token_id", None) is not None
+
+
+@contextmanager
+def _explained(model: str, source: str) -> Iterator[None]:
+    """Say in one line why a model cannot be loaded."""
+    try:
+        yield
     except OSError as error:
         if Path(source).is_dir():
             raise UserError(f"Cannot load '{model}': {_first_line(error)}") from error
@@ -83,11 +103,6 @@ def load(
         ) from error
     except ValueError as error:
         raise UserError(f"Cannot load '{model}': {_first_line(error)}") from error
-    loaded = loaded.to(device).eval()
-    if _complete_processor(config.model_type):
-        return Checkpoint(model, loaded, tokenizer, processor=AutoProcessor.from_pretrained(source, **options))
-    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-    return Checkpoint(model, loaded, tokenizer, image_processor=image_processor)
 
 
 def _complete_processor(model_type: str) -> bool:

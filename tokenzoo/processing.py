@@ -21,7 +21,7 @@ DEFAULT_TEMPLATE = "USER: {media}{prompt} ASSISTANT:"
 
 def messages(question: Question) -> list[dict[str, Any]]:
     """A question as one chat turn: pictures, then the video, then the text."""
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in question.images]
+    content: list[dict[str, Any]] = [{"type": "image"}] * len(question.images)
     content += [{"type": "video"}] if question.video else []
     return [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
 

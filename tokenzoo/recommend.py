@@ -88,7 +88,7 @@ def recommend(
             found.refused[name] = "its cost depends on the picture; measure it with 'tokenzoo compare --price'."
             continue
         for origin, method, priced in settings:
-            loss = published_loss(zoo, name, origin, model)
+            loss = published_loss(zoo, name, origin, model, found.kind)
             if loss is None and origin not in ("default", "solved"):
                 continue  # a preset for another model or input, of which nothing is known here
             preset = f"{name}@{origin}"
@@ -138,13 +138,15 @@ def _ms(cost: Cost) -> float:
     return cost.seconds * 1000
 
 
-def published_loss(zoo: Zoo, name: str, preset: str, model: ModelArchitecture) -> Loss | None:
-    """What a table printed for this preset on the same decoder, against its unreduced row; None where nothing did."""
-    results = [one for one in zoo.registry.methods[name].published if one.get("preset") == preset] if (
-        name in zoo.registry.methods
-    ) else []  # fmt: skip
-    for result in results:
-        if not _same_decoder(result.get("architecture", ""), model):
+def published_loss(zoo: Zoo, name: str, preset: str, model: ModelArchitecture, kind: str) -> Loss | None:
+    """What a table of images or videos (`kind`) printed for this preset on the same model, against its unreduced row.
+
+    None where nothing did. A table is of images where its name begins so, or its `kind` says so; else of videos.
+    """
+    entry = zoo.registry.methods.get(name)
+    for result in entry.published if entry else []:
+        of = result.get("kind") or ("image" if str(result.get("table", "")).startswith("image") else "video")
+        if result.get("preset") != preset or of != kind or not _measured_on(result, model):
             continue
         rows = [one for one in zoo.registry.methods["none"].published if _same_table(one, result)]
         shared = [
@@ -159,13 +161,15 @@ def published_loss(zoo: Zoo, name: str, preset: str, model: ModelArchitecture) -
 
 
 def _same_table(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("source", "table", "architecture"))
+    return all(one.get(key) == other.get(key) for key in ("source", "table", "architecture", "model"))
 
 
-def _same_decoder(name: str, model: ModelArchitecture) -> bool:
+def _measured_on(result: dict[str, Any], model: ModelArchitecture) -> bool:
+    """Whether a printed accuracy is this model's: the same decoder and, where both are known, the same vision tower."""
     try:
-        other = load_architecture(name).decoder
+        measured = load_architecture(result.get("model") or result.get("architecture", ""))
     except UserError:
         return False
     keys = ("hidden", "layers", "heads", "kv_heads", "intermediate")
-    return all(getattr(other, key) == getattr(model.decoder, key) for key in keys)
+    same_decoder = all(getattr(measured.decoder, key) == getattr(model.decoder, key) for key in keys)
+    return same_decoder and (measured.vision is None or model.vision is None or measured.vision == model.vision)

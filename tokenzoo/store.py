@@ -37,6 +37,10 @@ CREATE TABLE IF NOT EXISTS cells (
 """
 
 
+class StoreError(FailedError):
+    """The store cannot be read or written: no fault of a method."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One stored result: what it was measured on (`identity`) and what was measured (`result`)."""
@@ -73,7 +77,7 @@ def cell_key(identity: dict[str, Any]) -> str:
 class Store:
     """Finished cells in one SQLite file. Open it where it is used; it may be open in other processes as well.
 
-    Raises FailedError where the file cannot be written or is none of ours.
+    Raises StoreError where the file cannot be read or written or is none of ours.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -85,7 +89,7 @@ class Store:
             self._retry("PRAGMA journal_mode=WAL")
             self._retry(SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise FailedError(f"Cannot use the result store '{self.path}': {error}. Choose one with --store.") from None
+            raise StoreError(f"Cannot use the result store '{self.path}': {error}. Choose one with --store.") from None
 
     def _retry(self, statement: str) -> None:
         """Switching to the write-ahead log does not wait for the busy timeout, so wait here."""
@@ -110,7 +114,10 @@ class Store:
 
     def get(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The result that was stored for this identity, None where it is not finished."""
-        found = self._connection.execute("SELECT result FROM cells WHERE key = ?", (cell_key(identity),)).fetchone()
+        try:
+            found = self._connection.execute("SELECT result FROM cells WHERE key = ?", (cell_key(identity),)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"Cannot read the result store '{self.path}': {error}. Choose one with --store.") from None
         return json.loads(found["result"]) if found else None
 
     def put(self, identity: dict[str, Any], result: dict[str, Any]) -> None:
@@ -122,7 +129,7 @@ class Store:
         try:
             self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * len(values))})", values)
         except sqlite3.Error as error:
-            raise FailedError(f"Cannot write to the result store '{self.path}': {error}.") from None
+            raise StoreError(f"Cannot write to the result store '{self.path}': {error}.") from None
 
     def cells(self, kind: str = "", model: str = "", method: str = "", task: str = "") -> Iterator[Cell]:
         """The finished cells, oldest first; an argument that is given must be part of the cell's name."""

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tokenzoo.bench.local import LocalTask
+from tokenzoo.comparison.identity import Questions
 from tokenzoo.errors import UserError
 from tokenzoo.media import read_image, read_video
 
@@ -74,7 +75,7 @@ def test_missing_and_unreadable_files_name_the_line(folder):
     rows += [{"video": name, "question": "q", "answer": "a"} for name in ("none.mp4", "broken.mp4")]
     for number, message in enumerate(["No image file", "Cannot read image", "No video file", "Cannot read video"]):
         with pytest.raises(UserError, match=f"questions.jsonl line 1: {message}"):
-            list(LocalTask(write(folder, rows[number])).questions(1))
+            Questions(LocalTask(write(folder, rows[number])).questions(1))  # reads every picture
 
 
 def test_video_files_are_sampled_from_first_to_last(tmp_path):

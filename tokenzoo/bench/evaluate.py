@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from tokenzoo.bench.task import Prediction, Question
+from tokenzoo.bench.task import Prediction, Question, normalise
 from tokenzoo.models import Checkpoint
 
 MAX_NEW_TOKENS = 16
@@ -21,12 +21,26 @@ def predict(checkpoint: Checkpoint, questions: Sequence[Question], batch_size: i
     free form, as questions without choices are.
     """
     predictions = []
-    for batch in _batches(questions, batch_size):
+    for batch in batches(checkpoint, questions, batch_size):
         answers = _choose(checkpoint, batch) if _choice_tokens(checkpoint, batch[0]) else _generate(checkpoint, batch)
         for question, answer in zip(batch, answers, strict=True):
             correct = normalise(answer) == normalise(question.answer)
             predictions.append(Prediction(question.id, answer, correct, question.answer))
     return predictions
+
+
+def batches(checkpoint: Checkpoint, questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Runs of at most ``size`` questions of one sort: all chosen or all free, as many pictures, videos of the same length."""
+    batch: list[Question] = []
+    sort: tuple = ()
+    for question in questions:
+        own = (bool(_choice_tokens(checkpoint, question)), len(question.images), len(question.video))
+        if batch and (len(batch) == size or own != sort):
+            yield batch
+            batch = []
+        batch, sort = [*batch, question], own
+    if batch:
+        yield batch
 
 
 def blank(question: Question) -> Question:
@@ -39,36 +53,20 @@ def blank(question: Question) -> Question:
     return replace(question, images=grey[0], video=grey[1])
 
 
-def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, as in the VQA evaluation (Antol et al. 2015)."""
-    words = re.sub(r"[^\w\s-]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
-
-
-def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Runs of at most ``size`` questions of one sort: chosen or free, picture or video of the same length."""
-    batch: list[Question] = []
-    for question in questions:
-        if batch and (len(batch) == size or _sort(question) != _sort(batch[0])):
-            yield batch
-            batch = []
-        batch.append(question)
-    if batch:
-        yield batch
-
-
-def _sort(question: Question) -> tuple:
-    return question.choices == (), len(question.images), len(question.video)
-
-
 def _choice_tokens(checkpoint: Checkpoint, question: Question) -> list[list[int]]:
     """First tokens of each choice, written with and without a leading blank; empty if they do not tell choices apart."""
     tokens = []
     for choice in question.choices:
-        spellings = (checkpoint.tokenizer.encode(text, add_special_tokens=False) for text in (choice, f" {choice}"))
-        tokens.append(sorted({ids[0] for ids in spellings if ids}))
+        spellings = (_first_token(checkpoint.tokenizer, text) for text in (choice, f" {choice}"))
+        tokens.append(sorted({token for token in spellings if token is not None}))
     every = [token for choice in tokens for token in choice]
     return tokens if len(every) == len(set(every)) and all(tokens) else []
+
+
+def _first_token(tokenizer: Any, text: str) -> int | None:
+    """The first token that is more than a blank: some tokenizers (Llama's) make one of the blank alone."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return next((token for token in ids if tokenizer.decode([token]).strip()), None)
 
 
 def _choose(checkpoint: Checkpoint, batch: Sequence[Question]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenzoo.bench.task import Question, Task
 from tokenzoo.errors import UserError
-from tokenzoo.media import read_image, read_video
+from tokenzoo.media import Frames, Pictures
 
 QUESTIONS_FILE = "questions.jsonl"
 WANTED = "write one JSON object a line with image or video, question, answer."
@@ -43,7 +43,7 @@ class LocalTask(Task):
         self.metric = "f1" if yes_no else "accuracy"
 
     def questions(self, limit: int, seed: int = 0) -> Iterator[Question]:
-        """Seed 0 keeps the file's order, any other seed shuffles it; pictures are read as they are asked for."""
+        """Seed 0 keeps the file's order, any other seed shuffles it; pictures are read as they are looked at."""
         order = np.arange(len(self._rows))
         if seed:
             np.random.default_rng(seed).shuffle(order)
@@ -52,12 +52,10 @@ class LocalTask(Task):
             yield self._question(f"{self.name}/{seed}/{index}", line, row)
 
     def _question(self, name: str, line: int, row: dict[str, Any]) -> Question:
-        try:
-            listed = row.get("image", [])
-            images = tuple(read_image(self.folder / one) for one in ([listed] if isinstance(listed, str) else listed))
-            video = read_video(self.folder / row["video"], self.frames) if "video" in row else ()
-        except UserError as error:
-            raise UserError(f"{self._at(line)}: {error}") from error
+        listed = row.get("image", [])
+        paths = [self.folder / one for one in ([listed] if isinstance(listed, str) else listed)]
+        images = Pictures(paths, self._at(line)) if paths else ()
+        video = Frames(self.folder / row["video"], self.frames, self._at(line)) if "video" in row else ()
         choices = tuple(str(choice) for choice in row.get("choices", ()))
         return Question(name, row["question"], images, video, choices, str(row["answer"]))
 

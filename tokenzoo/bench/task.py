@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class Question:
 
     id: str
     prompt: str
-    images: tuple[PIL.Image.Image, ...] = ()
-    video: tuple[PIL.Image.Image, ...] = ()
+    images: Sequence[PIL.Image.Image] = ()
+    video: Sequence[PIL.Image.Image] = ()
     choices: tuple[str, ...] = ()
     answer: str = ""
 
@@ -75,23 +76,36 @@ class Task(ABC):
 
 def score(predictions: Sequence[Prediction], f1: bool = False) -> Score:
     """Accuracy, Wilson interval and, if asked for, the F1 of the answer "yes" (POPE's metric, arXiv 2305.10355)."""
-    from scipy.stats import binomtest
-
     if not predictions:
         raise ValueError("no predictions to score")
     right = sum(prediction.correct for prediction in predictions)
-    interval = binomtest(right, len(predictions)).proportion_ci(method="wilson")
-    return Score(
-        accuracy=right / len(predictions),
-        low=float(interval.low),
-        high=float(interval.high),
-        count=len(predictions),
-        f1=_f1_of_yes(predictions) if f1 else None,
-    )
+    low, high = wilson(right, len(predictions))
+    return Score(right / len(predictions), low, high, len(predictions), _f1_of_yes(predictions) if f1 else None)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The ends of Wilson's 95 % interval of a share; (0, 1) where there is nothing to count."""
+    from scipy.stats import binomtest
+
+    if not count:
+        return 0.0, 1.0
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus blanks, as in the VQA evaluation (Antol et al. 2015)."""
+    words = re.sub(r"[^\w\s-]", " ", text.lower()).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def is_yes_no(predictions: Sequence[Prediction]) -> bool:
+    """Whether every right answer is yes or no."""
+    return {normalise(prediction.expected) for prediction in predictions} <= {"yes", "no"}
 
 
 def _f1_of_yes(predictions: Sequence[Prediction]) -> float:
-    said = sum(prediction.answer == "yes" for prediction in predictions)
-    true = sum(prediction.expected == "yes" for prediction in predictions)
-    both = sum(prediction.answer == prediction.expected == "yes" for prediction in predictions)
+    pairs = [(normalise(prediction.answer) == "yes", normalise(prediction.expected) == "yes") for prediction in predictions]
+    said, true = sum(answer for answer, _ in pairs), sum(expected for _, expected in pairs)
+    both = sum(answer and expected for answer, expected in pairs)
     return 2 * both / (said + true) if said + true else 0.0

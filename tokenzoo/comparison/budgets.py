@@ -19,6 +19,18 @@ from tokenzoo.pipeline import Pipeline
 CALIBRATION, TRIALS = 24, 12
 
 
+def check_budget(settings: Settings, plans: Sequence[SectionPlan], targets: Sequence[Target]) -> None:
+    """Raise UserError, before anything is measured, where the first `--price` cannot say what `--match-…` equalises."""
+    if not targets or not (settings.match_flops or settings.match_prefill_ms):
+        return
+    target = targets[0]
+    for plan in plans:
+        if not target.takes(plan.kind):
+            raise UserError(f"'{target.text}' has no default for {plan.kind}s to match on. Choose --tasks or --price otherwise.")
+        if settings.match_prefill_ms:
+            _milliseconds(target.cost(plan.kind, None))
+
+
 def budget_of(
     settings: Settings,
     plan: SectionPlan,
@@ -40,8 +52,6 @@ def budget_of(
     if name == "tokens" or (name == "flops" and not targets):
         return _own_budget(name, amount, unit, pick, plan, unreduced, questions, settings)
     target = targets[0]
-    if not target.takes(plan.kind):
-        raise UserError(f"'{target.text}' has no default for {plan.kind}s to match on. Choose --tasks or --price otherwise.")
 
     def carried(method: Pipeline) -> float:
         trace = None

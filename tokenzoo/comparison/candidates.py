@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tokenzoo.comparison.rows import Status
 from tokenzoo.comparison.settings import Settings, absolute, parse_share
+from tokenzoo.errors import UserError
 from tokenzoo.matching import match
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.plugins import Zoo
-from tokenzoo.reducer import UnreachableError
 from tokenzoo.report.numbers import percent, si
 
 #: Rows of every comparison: the model as it is, and the baseline that published methods often fail to beat.
@@ -48,20 +50,33 @@ def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
     return sorted(built, key=lambda item: item[1].name != "none")
 
 
-def at_retentions(methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[float]) -> list[Candidate]:
+def at_retentions(
+    methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[float], on_failure: Callable[[str], None]
+) -> list[Candidate]:
     """`none`, then every method at each retention; those without such a knob are refused."""
+
+    def at(method: Pipeline, retention: float) -> tuple[Pipeline, str]:
+        setting = method.at_retention(retention)
+        return setting, f"set to {setting}"
+
     candidates = [Candidate(text, method) for text, method in methods if method.name == "none"]
     for retention in retentions:
         for text, method in methods:
-            if method.name == "none":
-                continue
-            label = f"{text} {100 * retention:g}%"
-            try:
-                setting = method.at_retention(retention)
-                candidates.append(Candidate(label, setting, note=f"set to {setting}"))
-            except UnreachableError as error:
-                candidates.append(Candidate(label, None, "refused", str(error)))
+            if method.name != "none":
+                candidates.append(_set(f"{text} {100 * retention:g}%", partial(at, method, retention), on_failure))
     return candidates
+
+
+def _set(label: str, make: Callable[[], tuple[Pipeline, str]], on_failure: Callable[[str], None]) -> Candidate:
+    """A candidate set by `make`: refused where the method says so, failed where it breaks (the traceback is handed on)."""
+    try:
+        method, note = make()
+    except UserError as error:
+        return Candidate(label, None, "refused", str(error))
+    except Exception as error:
+        on_failure(traceback.format_exc())
+        return Candidate(label, None, "failed", f"{type(error).__name__}: {error} (setting it)")
+    return Candidate(label, method, note=note)
 
 
 @dataclass(frozen=True)
@@ -83,17 +98,15 @@ class Budget:
         return f"{si(cost)} {self.unit} ({percent(cost / self.unreduced)})"
 
 
-def matched(methods: Sequence[tuple[str, Pipeline]], budget: Budget) -> list[Candidate]:
+def matched(methods: Sequence[tuple[str, Pipeline]], budget: Budget, on_failure: Callable[[str], None]) -> list[Candidate]:
     """`none`, then every method set to the budget; those that cannot reach it are refused with their nearest setting."""
-    candidates = []
-    for text, method in methods:
-        if method.name == "none":
-            candidates.append(Candidate(text, method))
-            continue
-        try:
-            found = match(method, budget.cost, budget.target, evaluations=budget.evaluations, describe=budget.describe)
-            note = f"matched to {budget.describe(budget.target)} by {found.method}: {budget.describe(found.cost)}"
-            candidates.append(Candidate(text, found.method, note=note))
-        except UnreachableError as error:
-            candidates.append(Candidate(text, None, "refused", str(error)))
-    return candidates
+
+    def to_budget(method: Pipeline) -> tuple[Pipeline, str]:
+        found = match(method, budget.cost, budget.target, evaluations=budget.evaluations, describe=budget.describe)
+        note = f"matched to {budget.describe(budget.target)} by {found.method}: {budget.describe(found.cost)}"
+        return found.method, note
+
+    return [
+        Candidate(text, method) if method.name == "none" else _set(text, partial(to_budget, method), on_failure)
+        for text, method in methods
+    ]

@@ -5,15 +5,15 @@ Each function runs the model and returns plain data that the store keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 
 import tokenzoo
-from tokenzoo.bench.evaluate import predict
+from tokenzoo.bench.evaluate import batches, predict
 from tokenzoo.bench.task import Question
 from tokenzoo.bench.timing import Timed, time_methods
 from tokenzoo.cost import ModelArchitecture, architecture_of, price_trace
@@ -36,52 +36,58 @@ def accuracy_cell(
     All counts are means over the questions. `trace` is the recorded run of the question in the middle (by visual
     tokens): data-dependent methods are priced on other architectures from it.
     """
+    architecture = architecture_of(checkpoint.model)
     answers: list[dict[str, Any]] = []
-    records: list[tuple[float, Trace, int]] = []
+    records: list[Record] = []
     with tokenzoo.apply(checkpoint.model, method) as run:
-        for start in range(0, len(questions), batch_size):
-            batch = questions[start : start + batch_size]
-            for prediction in predict(checkpoint, batch, batch_size):
-                answers.append(asdict(prediction))
-            trace = run.trace
-            records += [(sum(trace.visual_tokens(i)), trace, i) for i in range(len(trace.samples))]
+        for batch in batches(checkpoint, questions, batch_size):
+            answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size)]
+            records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), records)
             if on_batch is not None:
                 on_batch(len(batch))
-    architecture = architecture_of(checkpoint.model)
-    width = WIDTHS.get(checkpoint.model.dtype, "float32")
-    costs = _costs(records, architecture, method, width)
-    middle = sorted(records, key=lambda record: record[0])[len(records) // 2]
+    middle = sorted(records, key=lambda record: sum(record.visual))[len(records) // 2]
     return {
         "answers": answers,
-        "visual_per_layer": _mean([trace.visual_tokens(i) for _, trace, i in records]),
-        "unreduced": _mean([[_unreduced(trace, i)] for _, trace, i in records])[0],
-        **{name: _mean([[cost[name]] for cost in costs])[0] for name in costs[0]},
-        "trace": asdict(Trace(middle[1].layers, [middle[1].samples[middle[2]]])),
+        "visual_per_layer": _mean([record.visual for record in records]),
+        "unreduced": _mean([[record.unreduced] for record in records])[0],
+        **{name: _mean([[record.costs[name]] for record in records])[0] for name in middle.costs},
+        "trace": asdict(middle.trace),
     }
 
 
-def _costs(
-    records: Iterable[tuple[float, Trace, int]], architecture: ModelArchitecture, method: Pipeline, width: str
-) -> list[dict[str, float]]:
-    """FLOPs (convention `exact`) and KV bytes of each record; equal token counts are priced once.
+@dataclass(frozen=True)
+class Record:
+    """What one question's run gave; runs with the same counts share one record, trace and price."""
+
+    counts: tuple
+    visual: list[int]
+    unreduced: int
+    costs: dict[str, float]
+    trace: Trace
+
+
+def _records(
+    trace: Trace, architecture: ModelArchitecture, method: Pipeline, width: str, known: Sequence[Record]
+) -> Iterator[Record]:
+    """A record of each sample of a batch's run, in order; `costs` are FLOPs (convention `exact`) and KV bytes.
 
     `flops` are the whole model's; `llm_flops` leave out vision tower and projector: what the method can change.
     """
-    known: dict[tuple, dict[str, float]] = {}
-    costs = []
-    for _, trace, sample in records:
-        sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in trace.samples[sample].sources)
-        key = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), sources)
-        if key not in known:
+    by_counts = {record.counts: record for record in known}
+    for sample, recorded in enumerate(trace.samples):
+        sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in recorded.sources)
+        counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), sources)
+        if counts not in by_counts:
             cost = price_trace(trace, architecture, method, sample=sample, convention="exact", dtype=width)
             seen = cost.part("vision").flops + cost.part("projector").flops
-            known[key] = {"flops": cost.flops, "llm_flops": cost.flops - seen, "kv_bytes": cost.kv_bytes}
-        costs.append(known[key])
-    return costs
-
-
-def _unreduced(trace: Trace, sample: int) -> int:
-    return sum(source.source.tokens for source in trace.samples[sample].sources)
+            by_counts[counts] = Record(
+                counts=counts,
+                visual=trace.visual_tokens(sample),
+                unreduced=sum(source.source.tokens for source in recorded.sources),
+                costs={"flops": cost.flops, "llm_flops": cost.flops - seen, "kv_bytes": cost.kv_bytes},
+                trace=Trace(trace.layers, [recorded]),
+            )
+        yield by_counts[counts]
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:

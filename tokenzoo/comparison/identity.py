@@ -20,11 +20,30 @@ from tokenzoo.bench.timing import environment
 from tokenzoo.models import Checkpoint
 from tokenzoo.pipeline import Pipeline
 
+#: The modules of `bench` that a result depends on; tasks are in the questions' digest.
+_BENCH = ("evaluate", "timing", "memory", "task")
 _FINGERPRINTS: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
 
+class Questions(list[Question]):
+    """Questions as they are asked, with a digest of them and of their pictures' pixels.
+
+    Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured.
+    """
+
+    def __init__(self, questions: Iterable[Question] = ()) -> None:
+        super().__init__(questions)
+        digest = hashlib.sha256()
+        for question in self:
+            digest.update(repr((question.id, question.prompt, question.choices, question.answer)).encode())
+            for picture in (*question.images, *question.video):
+                digest.update(repr((picture.size, picture.mode)).encode())
+                digest.update(picture.tobytes())
+        self.digest = digest.hexdigest()[:16]
+
+
 def accuracy_identity(
-    checkpoint: Checkpoint, method: Pipeline, task: str, questions: Sequence[Question], seed: int, batch_size: int
+    checkpoint: Checkpoint, method: Pipeline, task: str, questions: Questions, seed: int, batch_size: int
 ) -> dict[str, Any]:
     """Everything an accuracy cell's result depends on."""
     return {
@@ -34,7 +53,7 @@ def accuracy_identity(
         "task": task,
         "seed": seed,
         "questions": len(questions),
-        "questions_digest": questions_digest(questions),
+        "questions_digest": questions.digest,
         "batch_size": batch_size,
         **_common(checkpoint, [method]),
     }
@@ -51,7 +70,7 @@ def timing_identity(
         "task": task,
         "seed": 0,
         "labels": list(methods),
-        "questions_digest": questions_digest([question]),
+        "questions_digest": Questions([question]).digest,
         "rounds": rounds,
         "new_tokens": new_tokens,
         "environment": environment(checkpoint.model),
@@ -63,6 +82,7 @@ def _common(checkpoint: Checkpoint, methods: Sequence[Pipeline]) -> dict[str, An
     settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
     return {
         "weights": fingerprint(checkpoint.model),
+        "processing": _processing_digest(checkpoint),
         "dtype": str(checkpoint.model.dtype),
         "device": checkpoint.model.device.type,
         "attention": str(getattr(checkpoint.model.config.get_text_config(), "_attn_implementation", "")),
@@ -73,17 +93,6 @@ def _common(checkpoint: Checkpoint, methods: Sequence[Pipeline]) -> dict[str, An
             "tokenzoo": tokenzoo.__version__, "torch": torch.__version__, "transformers": transformers.__version__
         },
     }  # fmt: skip
-
-
-def questions_digest(questions: Iterable[Question]) -> str:
-    """A digest of the questions, their pictures' pixels included."""
-    digest = hashlib.sha256()
-    for question in questions:
-        digest.update(repr((question.id, question.prompt, question.choices, question.answer)).encode())
-        for picture in (*question.images, *question.video):
-            digest.update(repr((picture.size, picture.mode)).encode())
-            digest.update(picture.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def fingerprint(model: Any) -> str:
@@ -99,12 +108,22 @@ def fingerprint(model: Any) -> str:
     return _FINGERPRINTS[model]
 
 
+def _processing_digest(checkpoint: Checkpoint) -> str:
+    """A digest of what makes a question into inputs, and logits into an answer, besides the weights."""
+    parts = (checkpoint.processor, checkpoint.image_processor, checkpoint.model.generation_config)
+    said = [part.to_json_string() for part in parts if part is not None]
+    return hashlib.sha256(repr((said, checkpoint.tokenizer.chat_template)).encode()).hexdigest()[:16]
+
+
 def _source_digest(method: type) -> str:
-    """A digest of the file a method is written in: an edited method is measured anew."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(method)).read_bytes()).hexdigest()[:16]
-    except (OSError, TypeError):
-        return ""
+    """A digest of the files a method and what it inherits from are written in: an edited method is measured anew."""
+    digest = hashlib.sha256()
+    for ancestor in method.__mro__:
+        try:
+            digest.update(Path(inspect.getfile(ancestor)).read_bytes())
+        except (OSError, TypeError):
+            continue  # typed into an interpreter, or built in
+    return digest.hexdigest()[:16]
 
 
 @cache
@@ -112,9 +131,8 @@ def _host_digest() -> str:
     """A digest of the code that runs and scores methods: all of tokenzoo but what only prints."""
     package = Path(tokenzoo.__file__).parent
     digest = hashlib.sha256()
-    names = ("host/**/*.py", "bench/evaluate.py", "bench/timing.py", "bench/memory.py", "cost/**/*.py")
-    files = [package / "ops.py", package / "reducer.py", package / "pipeline.py", package / "processing.py"]
-    for path in sorted({*files, *(path for name in names for path in package.glob(name))}):
-        if path.is_file():
-            digest.update(path.read_bytes())
+    names = ["host/**/*.py", "cost/**/*.py", "comparison/cells.py", *(f"bench/{name}.py" for name in _BENCH)]
+    names += [f"{name}.py" for name in ("ops", "reducer", "pipeline", "processing", "models", "trace", "workload")]
+    for path in sorted({path for name in names for path in package.glob(name)}):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

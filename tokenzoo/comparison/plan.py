@@ -12,7 +12,7 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.models import CHECKPOINTS, Checkpoint, load
+from tokenzoo.models import CHECKPOINTS, Checkpoint, load, takes_videos
 from tokenzoo.plugins import Zoo
 
 Kind = Literal["image", "video"]
@@ -21,14 +21,34 @@ EMBEDDED_FOR: dict[str, Kind] = {"embedded:llava": "image", "embedded:onevision"
 GROUPS = ("all", "image", "video")
 
 
+class Models:
+    """Loads models as they are asked for and holds one at a time: two may not fit."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Checkpoint] = {}
+
+    def load(self, name: str) -> Checkpoint:
+        """Return a model; raises UserError where it cannot be loaded."""
+        if name not in self._held:
+            self._held.clear()
+            self._held[name] = load(name)
+        return self._held[name]
+
+
 @dataclass
 class SectionPlan:
     """One model on one kind of input, and its tasks."""
 
     title: str
-    checkpoint: Checkpoint
     kind: Kind
     tasks: list[Task]
+    takes_videos: bool
+    models: Models
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model and its processor, loaded when they are first needed."""
+        return self.models.load(self.title)
 
     def steps(self, settings: Settings) -> int:
         """Steps of progress for one method."""
@@ -50,20 +70,23 @@ def tasks_of(names: Sequence[str], zoo: Zoo) -> list[Task]:
             raise UserError(f"No task folder '{name}'. Give a folder with a questions.jsonl, or: {', '.join(known)}.")
         else:
             raise unknown("task", name, [*known, *GROUPS], "tokenzoo compare --help")
-        chosen.update((task.name, task) for task in found)
+        for task in found:
+            if chosen.setdefault(task.name, task) is not task or (known.get(task.name, task) is not task):
+                raise UserError(f"Two tasks are called '{task.name}' (one is '{name}'). Rename a folder.")
     return list(chosen.values())
 
 
 def plan_sections(settings: Settings, tasks: Sequence[Task]) -> list[SectionPlan]:
-    """Load the models and say which tasks each one gets. Raises UserError where a task has no model, or a model no task."""
+    """Say which models get which tasks, from their configs. Raises UserError where a task has no model, or a model no task."""
     sections: list[SectionPlan] = []
+    models = Models()
     for name in settings.model:
         if name == EMBEDDED:
             for model, kind in EMBEDDED_FOR.items():
                 if is_shipped(model):
-                    sections += _sections(model, tasks, (kind,))
+                    sections += _sections(model, tasks, (kind,), models)
             continue
-        found = _sections(name, tasks, ("image", "video"))
+        found = _sections(name, tasks, ("image", "video"), models)
         if not found:
             raise UserError(f"'{name}' takes no videos, and only video tasks were asked for. Choose other --tasks.")
         sections += found
@@ -77,22 +100,25 @@ def is_shipped(model: str) -> bool:
     return (CHECKPOINTS / model.partition(":")[2] / "config.json").is_file()
 
 
-def left_out(settings: Settings, tasks: Sequence[Task]) -> list[str]:
-    """A note for each kind of task that `--model embedded` left out for want of its model."""
-    if EMBEDDED not in settings.model:
-        return []
-    return [
-        f"No {kind} tasks: {model} is not part of this installation."
-        for model, kind in EMBEDDED_FOR.items()
-        if not is_shipped(model) and any(task.modality == kind for task in tasks)
-    ]
+def left_out(settings: Settings, tasks: Sequence[Task], plans: Sequence[SectionPlan]) -> list[str]:
+    """A note for each kind of task that a model was not asked."""
+    notes = []
+    if EMBEDDED in settings.model:
+        notes = [
+            f"No {kind} tasks: {model} is not part of this installation."
+            for model, kind in EMBEDDED_FOR.items()
+            if not is_shipped(model) and any(task.modality == kind for task in tasks)
+        ]
+    videos = [task.name for task in tasks if task.modality == "video"]
+    without = dict.fromkeys(plan.title for plan in plans if plan.title in settings.model and not plan.takes_videos)
+    return notes + [f"{model} takes no videos: {', '.join(videos)} left out." for model in without if videos]
 
 
-def _sections(model: str, tasks: Sequence[Task], kinds: Sequence[Kind]) -> list[SectionPlan]:
+def _sections(model: str, tasks: Sequence[Task], kinds: Sequence[Kind], models: Models) -> list[SectionPlan]:
     wanted = [kind for kind in kinds if any(task.modality == kind for task in tasks)]
     if not wanted:
         return []
-    checkpoint = load(model)
-    if getattr(checkpoint.model.config, "video_token_id", None) is None:
+    videos = takes_videos(model)
+    if not videos:
         wanted = [kind for kind in wanted if kind != "video"]
-    return [SectionPlan(model, checkpoint, kind, [task for task in tasks if task.modality == kind]) for kind in wanted]
+    return [SectionPlan(model, kind, [task for task in tasks if task.modality == kind], videos, models) for kind in wanted]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokenzoo.comparison.rows import Price
 from tokenzoo.cost import Cost, ModelArchitecture, load_architecture, load_hardware, price, price_trace
 from tokenzoo.cost.conventions import load_convention
+from tokenzoo.cost.vision import view_grids
 from tokenzoo.errors import UserError
 from tokenzoo.pipeline import Pipeline
 from tokenzoo.reducer import DataDependentError
@@ -39,6 +40,11 @@ class Target:
             return self.model.video_workload(FRAMES)
         return self.model.image_workload()
 
+    @property
+    def times(self) -> str:
+        """What to say of the times: some conventions define none."""
+        return ", times by the roofline" if load_convention(self.convention).has_bytes else ", which defines no times"
+
     def takes(self, kind: str) -> bool:
         """Whether the architecture has a default for images or videos."""
         try:
@@ -48,7 +54,11 @@ class Target:
         return True
 
     def cost(self, kind: str, method: Pipeline | None, trace: Trace | None = None) -> Cost:
-        """Price one prefill. `trace` carries a data-dependent method over: recorded here, scaled to the target's tokens."""
+        """Price one prefill.
+
+        `trace` carries a data-dependent method over: its retention recorded here, the target's views in the tower, the
+        method's own products left out (they depend on the picture too).
+        """
         workload = self.workload(kind)
         options = {"convention": self.convention, "hardware": self.hardware}
         try:
@@ -58,7 +68,15 @@ class Target:
                 raise
             recorded = sum(source.source.tokens for source in trace.samples[0].sources)
             scale = workload.visual_tokens / recorded
-            return price_trace(trace, self.model, sample=0, scale=scale, text_tokens=workload.text_tokens, **options)
+            return price_trace(
+                trace,
+                self.model,
+                sample=0,
+                scale=scale,
+                text_tokens=workload.text_tokens,
+                grids=view_grids(workload),
+                **options,
+            )
 
     def price(self, kind: str, method: Pipeline, trace: Trace | None = None) -> Price:
         """The price of a method as a row shows it."""
@@ -71,5 +89,5 @@ class Target:
             prefill_ms=None if cost.seconds is None else cost.seconds * 1000,
             kv_bytes=cost.kv_bytes,
             visual_tokens=cost.mean_visual_tokens,
-            basis="schedule" if method.fixed_schedule else "measured retention",
+            basis="schedule" if method.fixed_schedule else "measured retention, own products left out",
         )

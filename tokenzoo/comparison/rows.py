@@ -49,7 +49,7 @@ class Timing:
 @dataclass(frozen=True)
 class Price:
     """Cost on another architecture and GPU, computed under a named convention. `basis` says from what: the method's
-    `schedule`, or `measured retention` where the schedule depends on the picture."""
+    `schedule`, or, where that depends on the picture, the retention measured here, without the method's own products."""
 
     target: str
     convention: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenzoo.bench import task
+
 CONFIDENCE = 0.95
 
 
@@ -49,12 +51,7 @@ class Spread:
 
 def wilson(right: int, questions: int) -> Interval:
     """Share of right answers with its Wilson interval."""
-    from scipy.stats import binomtest
-
-    if not questions:
-        return Interval(float("nan"), 0.0, 1.0)
-    interval = binomtest(right, questions).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(right / questions, float(interval.low), float(interval.high))
+    return Interval(right / questions if questions else float("nan"), *task.wilson(right, questions))
 
 
 def paired_difference(method: Sequence[bool], reference: Sequence[bool]) -> Difference:
@@ -92,10 +89,3 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(float("nan"), float("nan"), float("nan"), 0)
     low, median, high = np.percentile(values, (25, 50, 75))
     return Spread(float(median), float(low), float(high), len(values))
-
-
-def f1(answers: Sequence[str], truth: Sequence[str], positive: str = "yes") -> float:
-    """F1 of the answer `positive` (POPE reports it); 0 where it is never right."""
-    hits = sum(given == right == positive for given, right in zip(answers, truth, strict=True))
-    said, is_so = sum(given == positive for given in answers), sum(right == positive for right in truth)
-    return 2 * hits / (said + is_so) if said + is_so else 0.0

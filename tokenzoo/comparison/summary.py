@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenzoo.bench.task import Prediction
+from tokenzoo.bench.task import Prediction, is_yes_no
 from tokenzoo.bench.task import score as plain_score
 from tokenzoo.bench.timing import Round, Timed
 from tokenzoo.comparison import cells
@@ -64,8 +64,7 @@ def _accuracy(row: Row, one: Measured, none: Measured | None) -> None:
 
 def task_score(task: str, predictions: Sequence[Prediction], reference: Sequence[Prediction]) -> TaskScore:
     """Score answers, and compare them with a reference's answers to the same questions (empty: with none)."""
-    yes_no = {prediction.expected for prediction in predictions} <= {"yes", "no"}
-    scored = plain_score(predictions, f1=yes_no)
+    scored = plain_score(predictions, f1=is_yes_no(predictions))
     difference: Difference | None = None
     if reference:
         difference = paired_difference([one.correct for one in predictions], [one.correct for one in reference])
@@ -137,6 +136,8 @@ def _prices(row: Row, one: Measured, kind: str, targets: Sequence[Target]) -> No
             row.prices[target.text] = target.price(kind, one.candidate.pipeline, trace)
         except UserError as error:
             row.note = f"{row.note} No price on {target.text}: {error}".strip()
+        except NotImplementedError:
+            row.note = f"{row.note} No price on {target.text}: '{row.method}' has no schedule().".strip()
 
 
 def published_of(zoo: Zoo, methods: Iterable[str], kind: str) -> list[Quoted]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
 from tokenzoo.cost.costs import Cost
 from tokenzoo.cost.pricing import Schedulable, price_tokens
-from tokenzoo.cost.vision import square_grid
+from tokenzoo.cost.vision import Grid, square_grid
 from tokenzoo.errors import UserError
 from tokenzoo.trace import SampleTrace, SourceTrace, Trace
 from tokenzoo.workload import Architecture, Workload
@@ -22,14 +23,16 @@ def price_trace(
     sample: int | None = None,
     scale: float = 1.0,
     text_tokens: int | None = None,
+    grids: Sequence[Grid] | None = None,
     **options: Any,
 ) -> Cost:
     """Price the prefill that `trace` recorded on `model`; `options` as in `tokenzoo.cost.price`.
 
     `sample` picks one sample (default: the whole batch, each layer as long as its longest sample, as it ran).
     `scale` multiplies the visual tokens (a small model's 196 as 576: `scale=576 / 196`), `text_tokens` replaces the
-    recorded ones. A trace of another depth is read at the same relative depth. `reducer` adds the method's own
-    products, where it counts them without seeing the picture. Raises UserError for impossible numbers.
+    recorded ones, `grids` the views that enter the vision tower. A trace of another depth is read at the same relative
+    depth. `reducer` adds the method's own products, where it counts them without seeing the picture. Raises UserError
+    for impossible numbers.
     """
     model = load_architecture(model) if isinstance(model, str) else model
     if not math.isfinite(scale) or scale <= 0:
@@ -50,7 +53,7 @@ def price_trace(
         model,
         tokens,
         visual,
-        grids=[grid for record in records for grid in _grids(model, record, scale)],
+        grids=[grid for record in records for grid in _grids(model, record, scale)] if grids is None else grids,
         projector_tokens=round(sum(record.projected for record in records) * scale),
         overhead=overhead,
         method=str(reducer) if reducer else "recorded",

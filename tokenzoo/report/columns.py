@@ -93,20 +93,23 @@ def tokens_column() -> Column:
 
 
 def accuracy_column() -> Column:
-    return _score_column("Accuracy", "% [95 %]", lambda row: row.overall, "accuracy")
+    return _score_column("Accuracy", "% [95 %]", lambda row: row.overall, "accuracy", task=False)
 
 
 def task_column(task: str) -> Column:
-    return _score_column(task, "% [95 %]", lambda row: row.scores.get(task), task)
+    return _score_column(task, "% [95 %]", lambda row: row.scores.get(task), task, task=True)
 
 
-def _score_column(title: str, unit: str, score: Callable[[Row], TaskScore | None], name: str) -> Column:
+def _score_column(title: str, unit: str, score: Callable[[Row], TaskScore | None], name: str, task: bool) -> Column:
+    """A score with its interval; a task's also says whether it differs from `none` (all tasks' have a column for that)."""
+
     def text(row: Row) -> str:
         found = score(row)
         if found is None:
             return MISSING
         interval = found.accuracy
-        return f"{100 * interval.value:.1f} [{100 * interval.low:.0f} {100 * interval.high:.0f}]"
+        star = "*" if task and found.difference and found.difference.significant else ""
+        return f"{100 * interval.value:.1f} [{100 * interval.low:.0f} {100 * interval.high:.0f}]{star}"
 
     def value(row: Row) -> float | None:
         found = score(row)
@@ -118,8 +121,10 @@ def _score_column(title: str, unit: str, score: Callable[[Row], TaskScore | None
             return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_questions"))
         interval = found.accuracy
         values = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        extra = {} if found.f1 is None else {f"{name}_f1": found.f1}
-        return {**values, f"{name}_questions": found.questions, **extra}
+        values[f"{name}_questions"] = found.questions
+        if found.f1 is not None:
+            values[f"{name}_f1"] = found.f1
+        return values | (difference_numbers(found, f"{name}_difference") if task else {})
 
     return Column(title, unit, "measured", text, value, "higher", numbers)
 
@@ -132,12 +137,16 @@ def difference_column() -> Column:
         star = "*" if difference.significant else ""
         return f"{100 * difference.value:+.1f} [{100 * difference.low:+.0f} {100 * difference.high:+.0f}]{star}"
 
-    def numbers(row: Row) -> dict[str, float | None]:
-        found = row.overall.difference if row.overall else None
-        names = ("value", "low", "high", "p_value")
-        return {f"difference_{name}": getattr(found, name) if found else None for name in names}
+    return Column(
+        "Δ none", "points", "measured", text, lambda row: None, None, lambda row: difference_numbers(row.overall, "difference")
+    )  # fmt: skip
 
-    return Column("Δ none", "points", "measured", text, lambda row: None, None, numbers)
+
+def difference_numbers(score: TaskScore | None, name: str) -> dict[str, float | None]:
+    """The paired difference to `none` as plain figures; empty where there is none."""
+    found = score.difference if score else None
+    parts = ("value", "low", "high", "p_value")
+    return {f"{name}_{part}": getattr(found, part) if found else None for part in parts}
 
 
 def _timed(name: str) -> Callable[[Row], Spread | None]:

@@ -49,7 +49,7 @@ attention, tokenzoo {{ environment.tokenzoo }}. <b class="computed">Computed</b>
 <b class="quoted">Quoted</b> from papers. <span class="best">Bold</span>: best, <span class="second">underlined</span>: second
 best, <code>none</code> left out. Brackets: 95&nbsp;% intervals (Wilson; differences: Bonett and Price); * differs from
 <code>none</code> (McNemar's exact test, p &lt; 0.05). ±: half the interquartile range over interleaved rounds; × none: median of
-the ratios within a round.</p>
+the ratios within a round.{% for note in notes %} {{ note }}{% endfor %}</p>
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
 <p class="note">{{ section.subtitle }}. {{ section.timed_on }}</p>
@@ -86,6 +86,7 @@ def html(comparison: Comparison) -> str:
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(
         environment=comparison.environment,
+        notes=comparison.notes,
         sections=[_section(section) for section in comparison.sections],
         record=json.dumps({"settings": comparison.settings, "environment": comparison.environment}, indent=2),
     )

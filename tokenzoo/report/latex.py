@@ -32,7 +32,9 @@ def latex(comparison: Comparison) -> str:
     head = "% Made by tokenzoo. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
     tables = []
     for section in comparison.sections:
-        tables.append(_table(section, paper_columns(section), _caption(section, comparison)))
+        settings = [f"{row.label}: {row.note}" for row in section.rows if row.status == "ok" and row.note]
+        notes = [*settings, *comparison.notes]
+        tables.append(_table(section, paper_columns(section), _caption(section, comparison), notes))
         if rest := appendix_columns(section):
             tables.append(_table(section, rest, f"{escape(section.title)}: time, memory and all FLOPs."))
         if section.published:
@@ -45,7 +47,7 @@ def document(comparison: Comparison) -> str:
     return f"{PREAMBLE}\n\\begin{{document}}\n{latex(comparison)}\\end{{document}}\n"
 
 
-def _table(section: Section, columns: Sequence[Column], caption: str) -> str:
+def _table(section: Section, columns: Sequence[Column], caption: str, notes: Sequence[str] = ()) -> str:
     rows = sorted(section.rows, key=lambda row: not row.is_baseline)
     ranks = [ranking(column, rows) for column in columns]
     lines = [
@@ -66,7 +68,8 @@ def _table(section: Section, columns: Sequence[Column], caption: str) -> str:
         lines.append(" & ".join([rf"\texttt{{{escape(row.label)}}}", *cells]) + r" \\")
         if row.is_baseline:
             lines.append(r"\midrule")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
+    below = [rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {escape(note)}}}" for note in notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", *below, r"\end{table*}", ""])
 
 
 def _quoted(section: Section) -> str:
@@ -109,7 +112,7 @@ def _caption(section: Section, comparison: Comparison) -> str:
     return (
         f"{escape(section.title)}: {section.questions} questions a method. Measured on {machine}; "
         r"brackets are 95\,\% intervals, * $p<0.05$ against none (McNemar); $\pm$ half the interquartile range. "
-        r"Best in bold, second underlined, none left out."
+        r"Best in bold, second underlined, none left out; ! slower than none."
     )
 
 

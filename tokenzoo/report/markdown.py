@@ -63,8 +63,9 @@ def _footer(comparison: Comparison) -> str:
         f"Measured on {machine.get('machine', '?')}, {machine.get('threads', '?')} threads, torch {machine.get('torch', '?')},"
         f" transformers {machine.get('transformers', '?')}, {machine.get('dtype', '?')}, {machine.get('attention', '?')}"
         f" attention, with tokenzoo {machine.get('tokenzoo', '?')}. Brackets: 95 % intervals (Wilson; for differences, Bonett"
-        " and Price); * p < 0.05 (McNemar's exact test). ±: half the interquartile range over interleaved rounds."
-    )
+        " and Price); * p < 0.05 (McNemar's exact test). ±: half the interquartile range over interleaved rounds; ! slower than"
+        " none."
+    ) + "".join(f" {note}" for note in comparison.notes)
 
 
 def _escape(text: str) -> str:

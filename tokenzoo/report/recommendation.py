@@ -22,7 +22,7 @@ def recommendation(found: Recommendations) -> Group:
     for name in ("Prefill ms\ncomputed", "TFLOPs\ncomputed", "FLOPs\nof none", "Tokens\nmean/layer", "Loss\nquoted"):
         table.add_column(name, justify="right")
     for one in found.fitting:
-        loss = MISSING if one.loss is None else f"{100 * one.loss.relative:.1f}%"
+        loss = MISSING if one.loss is None else f"{100 * one.loss.relative:.1f}% ({one.loss.benchmarks})"
         table.add_row(
             one.method, one.origin, f"{one.prefill_ms:.2f}", f"{one.tflops:.2f}", percent(one.share),
             f"{one.visual_tokens:.1f}", loss,
@@ -33,8 +33,9 @@ def recommendation(found: Recommendations) -> Group:
     if sources:
         parts.append(
             Text(
-                "Loss: mean relative accuracy loss over the benchmarks of the printed table, against its unreduced row, for the "
-                f"preset's own settings. From {'; '.join(sources)}.",
+                "Loss: mean relative accuracy loss over the benchmarks (their number) of the printed table, against its "
+                f"unreduced row, for the preset's own settings; losses of different tables do not rank. From "
+                f"{'; '.join(sources)}.",
                 style="dim",
             )
         )

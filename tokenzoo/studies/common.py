@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokenzoo.bench.task import Question
 from tokenzoo.compare import Progress, Runner, Silent, accuracy, questions_of
 from tokenzoo.comparison.candidates import Candidate
+from tokenzoo.comparison.identity import Questions
 from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
 from tokenzoo.comparison.rows import Row, TaskScore
 from tokenzoo.comparison.settings import Settings
@@ -45,7 +45,7 @@ class Lab:
 
     runner: Runner
     plan: SectionPlan
-    questions: dict[str, list[Question]]
+    questions: dict[str, Questions]
     correct: dict[str, list[bool]] = field(default_factory=dict)
 
     @property
@@ -89,7 +89,7 @@ def open_lab(model: str, tasks: str, limit: int, seed: int, store: Store | None,
     if len(plans) != 1:
         raise UserError("A study runs on one model and one kind of input: give --tasks image or --tasks video.")
     runner = Runner(settings, zoo, store, progress or Silent(), fresh, lambda text: None)
-    return Lab(runner, plans[0], {task.name: questions_of(task, settings) for task in plans[0].tasks})
+    return Lab(runner, plans[0], {task.name: questions_of(task, settings, plans[0]) for task in plans[0].tasks})
 
 
 def score(row: Row) -> TaskScore:

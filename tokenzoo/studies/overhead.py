@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tokenzoo.bench.timing import time_methods
 from tokenzoo.comparison.statistics import spread
 from tokenzoo.cost import load_architecture, price, workload_of
@@ -32,7 +34,7 @@ def run(lab: Lab) -> Study:
     table: list[list[str]] = []
     data: list[dict[str, Any]] = []
     for name in names:
-        with tokenzoo.apply(lab.plan.checkpoint.model, methods[name]) as run:
+        with tokenzoo.apply(lab.plan.checkpoint.model, methods[name]) as run, torch.inference_mode():
             lab.plan.checkpoint.model(**inputs, logits_to_keep=1)
         workload = workload_of(run.trace.samples[0], lab.architecture.decoder)
         own, llm = _split(price(lab.architecture, workload, methods[name]))

@@ -89,7 +89,7 @@ def _measured(lab: Lab, asked: Sequence[Question], layer: int | None, kind: str)
 
 @contextmanager
 def hidden_tokens(model: Any, layer: int | None, kind: str, share: float, seed: int) -> Iterator[None]:
-    """In every prefill of the block, hide a random `share` of each sample's text (but the last token) or visual tokens.
+    """In every call of the block, hide a random `share` of each sample's text (but the last token) or visual tokens.
 
     From decoder layer `layer` on no row attends to them but they themselves; None hides nothing. Works with sdpa and eager.
     """
@@ -104,6 +104,11 @@ def hidden_tokens(model: Any, layer: int | None, kind: str, share: float, seed: 
 
     def begin(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids, present = kwargs["input_ids"], kwargs["attention_mask"].bool()
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():  # decoding: what was hidden stays hidden from the new token
+            seen = torch.cat([now["seen"], present[:, now["seen"].shape[1] :]], dim=1)
+            now["mask"] = seen[:, None, None]
+            return
         visual = torch.isin(ids, torch.tensor(placeholders, device=ids.device))
         candidates = present & (visual if kind == "visual" else ~visual)
         candidates[:, -1] = False
@@ -115,7 +120,8 @@ def hidden_tokens(model: Any, layer: int | None, kind: str, share: float, seed: 
         length = ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=ids.device)
-        now["mask"] = ((causal & (present & ~hide)[:, None]) | itself)[:, None]
+        now["seen"] = present & ~hide
+        now["mask"] = ((causal & now["seen"][:, None]) | itself)[:, None]
 
     def enter(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         states, mask = args[0] if args else kwargs["hidden_states"], now["mask"]
