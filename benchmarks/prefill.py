@@ -2,8 +2,9 @@
 
     python benchmarks/prefill.py [--visual 1568 3136] [--rounds 7] [--methods aim fastv ...] [--dtype bfloat16]
 
-bfloat16 is what large models are timed in, where the processor multiplies it natively (AVX512-BF16, AMX); on one that
-emulates it (AVX2: 40 times slower than float32) pass --dtype float32.
+bfloat16 is what large models are timed in, where the processor multiplies it natively (AVX512-BF16, AMX). On one that
+emulates it (AVX2: 8 times slower than float32) the default run takes an hour; --dtype float32 tells more there.
+README.md beside this file has what was reached.
 
 Prints, for each method: its prefill time as a ratio to `none` (the median over interleaved rounds; each ratio is taken
 within a round, so that drift of the machine hits both alike), the ratio of FLOPs under `exact`, measured speed-up over
