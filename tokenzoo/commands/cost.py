@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from tokenzoo.errors import UserError
-from tokenzoo.report.sheets import FORMATS, Sheet, flops, milliseconds, show, size
+from tokenzoo.report.numbers import decimal_bytes, flops, milliseconds
+from tokenzoo.report.sheets import FORMATS, Sheet, show
 
 
 @click.command("cost")
@@ -141,10 +142,10 @@ def _summary(model: Any, subject: str, costs: list[Any], base: Any, options: dic
         if exact:
             encoder = cost.part("vision").flops + cost.part("projector").flops
             cells += [flops(encoder), flops(cost.part("method").flops), flops(cost.elementwise)]
-        moved = "–" if cost.bytes is None else size(cost.bytes)
-        cells += [moved, milliseconds(cost.seconds if cost.hardware else None), _bound(cost), size(cost.kv_bytes)]
+        moved = "–" if cost.bytes is None else decimal_bytes(cost.bytes)
+        cells += [moved, milliseconds(cost.seconds if cost.hardware else None), _bound(cost), decimal_bytes(cost.kv_bytes)]
         if cost.decode:
-            cells += [milliseconds(cost.decode.seconds), flops(cost.decode.flops), size(cost.decode.kv_bytes)]
+            cells += [milliseconds(cost.decode.seconds), flops(cost.decode.flops), decimal_bytes(cost.decode.kv_bytes)]
         data = cost.as_dict()
         if not options["per_layer"]:
             data = {key: value for key, value in data.items() if key not in ("parts",)}
@@ -181,9 +182,9 @@ def _layers(cost: Any) -> Sheet:
         layer = int(part.name.split()[1]) if part.name.startswith("layer ") else None
         cells = [part.name]
         cells += ["", ""] if layer is None else [str(cost.tokens[layer]), str(cost.visual_tokens[layer])]
-        moved = size(part.bytes) if cost.has_bytes else "–"
+        moved = decimal_bytes(part.bytes) if cost.has_bytes else "–"
         cells += [flops(part.flops), flops(part.elementwise), moved, milliseconds(part.seconds), part.bound or "–"]
-        cells += ["" if layer is None else size(cost.kv_bytes_per_layer[layer])]
+        cells += ["" if layer is None else decimal_bytes(cost.kv_bytes_per_layer[layer])]
         sheet.add(
             cells,
             method=cost.method,

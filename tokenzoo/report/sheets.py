@@ -111,24 +111,3 @@ def _flat(value: Any) -> Any:
 def _json(sheets: Sequence[Sheet]) -> str:
     data = [{"title": sheet.title, "rows": sheet.data, "notes": sheet.notes} for sheet in sheets]
     return json.dumps(data[0] if len(data) == 1 else data, indent=2, ensure_ascii=False) + "\n"
-
-
-def flops(number: float) -> str:
-    """FLOPs in the unit that reads best: `14.76 T`."""
-    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes in the unit that reads best: `365.45 MB`."""
-    for unit, large in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(number) >= large:
-            return f"{number / large:.2f} {unit}"
-    return f"{number:.0f} B"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds, "–" where no time is defined."""
-    return "–" if seconds is None else f"{seconds * 1e3:.2f}"
