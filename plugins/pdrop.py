@@ -97,4 +97,5 @@ class PyramidDrop(TokenReducer):
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if 1 + middle + middle**2 + middle**3 < 4 * retention else (low, middle)
-        return self.replace(layer_list=None, ratios=(high, high**2, high**3))  # type: ignore[return-value]
+        ratios = tuple(round(high**stage, 4) for stage in (1, 2, 3))
+        return self.replace(layer_list=None, ratios=ratios)  # type: ignore[return-value]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 import tokenzoo
-from tokenzoo import TokenReducer, UserError, Workload, ops
+from tokenzoo import TokenReducer, UnreachableError, UserError, Workload, ops
 from tokenzoo.lazy import torch
 from tokenzoo.reducer import PositionPolicy
 
@@ -48,6 +48,9 @@ class VisualTokensWithdrawal(TokenReducer):
     def check_model(self, family: Any, architecture: Any) -> None:
         if self.K is not None and architecture.layers < self.K:
             raise UserError(f"VTW's K={self.K} exceeds the {architecture.layers} layers of {architecture.name}.")
+
+    def at_retention(self, retention: float) -> TokenReducer:
+        raise UnreachableError("'vtw' has no retention knob but the integer K. Set it yourself, as in vtw:K=8.")
 
     def schedule(self, workload: Workload) -> list[int]:
         self.check_model(None, workload.architecture)
