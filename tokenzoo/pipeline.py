@@ -43,7 +43,7 @@ class Pipeline:
     @property
     def _entering(self) -> list[TokenReducer]:
         """The methods that act before the LLM."""
-        return [reducer for reducer in self.reducers if any(map(reducer.implements, ENTRY_HOOKS))]
+        return [reducer for reducer in self.reducers if _enters(reducer)]
 
     def implements(self, hook: str) -> bool:
         """Whether any of the methods implements the hook."""
@@ -87,12 +87,9 @@ class Pipeline:
         before, current = [], workload
         for reducer in self.reducers:
             before.append(current if reducer.fixed_schedule else replace(current, recorded=workload.recorded))
-            if any(reducer.implements(hook) for hook in ENTRY_HOOKS):
+            if _enters(reducer):
                 current = current.with_entry(self._entry(reducer, current, workload))
-        return [
-            load if any(reducer.implements(hook) for hook in ENTRY_HOOKS) else current
-            for reducer, load in zip(self.reducers, before, strict=True)
-        ]
+        return [load if _enters(reducer) else current for reducer, load in zip(self.reducers, before, strict=True)]
 
     def _entry(self, reducer: TokenReducer, load: Workload, whole: Workload) -> tuple[int, ...]:
         """The tokens of each source that `reducer` lets into the LLM."""
@@ -101,3 +98,8 @@ class Pipeline:
                 raise DataDependentError(f"'{reducer.name}' keeps as many tokens as the picture asks for.")
             return tuple(sum(counts) for counts in whole.recorded)
         return tuple(reducer.schedule(replace(load, sources=(source,), recorded=None))[0] for source in load.sources)
+
+
+def _enters(reducer: TokenReducer) -> bool:
+    """Whether a method acts before the LLM."""
+    return any(map(reducer.implements, ENTRY_HOOKS))

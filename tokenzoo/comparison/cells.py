@@ -39,10 +39,11 @@ def accuracy_cell(
     architecture = architecture_of(checkpoint.model)
     answers: list[dict[str, Any]] = []
     records: list[Record] = []
+    known: dict[tuple, Record] = {}
     with tokenzoo.apply(checkpoint.model, method) as run:
         for batch in batches(checkpoint, questions, batch_size):
             answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size)]
-            records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), records)
+            records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), known)
             if on_batch is not None:
                 on_batch(len(batch))
     middle = sorted(records, key=lambda record: sum(record.visual))[len(records) // 2]
@@ -59,7 +60,6 @@ def accuracy_cell(
 class Record:
     """What one question's run gave; runs with the same counts share one record, trace and price."""
 
-    counts: tuple
     visual: list[int]
     unreduced: int
     costs: dict[str, float]
@@ -67,27 +67,25 @@ class Record:
 
 
 def _records(
-    trace: Trace, architecture: ModelArchitecture, method: Pipeline, width: str, known: Sequence[Record]
+    trace: Trace, architecture: ModelArchitecture, method: Pipeline, width: str, known: dict[tuple, Record]
 ) -> Iterator[Record]:
     """A record of each sample of a batch's run, in order; `costs` are FLOPs (convention `exact`) and KV bytes.
 
     `flops` are the whole model's; `llm_flops` leave out vision tower and projector: what the method can change.
     """
-    by_counts = {record.counts: record for record in known}
     for sample, recorded in enumerate(trace.samples):
         sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in recorded.sources)
         counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), sources)
-        if counts not in by_counts:
+        if counts not in known:
             cost = price_trace(trace, architecture, method, sample=sample, convention="exact", dtype=width)
             seen = cost.part("vision").flops + cost.part("projector").flops
-            by_counts[counts] = Record(
-                counts=counts,
+            known[counts] = Record(
                 visual=trace.visual_tokens(sample),
                 unreduced=sum(source.source.tokens for source in recorded.sources),
                 costs={"flops": cost.flops, "llm_flops": cost.flops - seen, "kv_bytes": cost.kv_bytes},
                 trace=Trace(trace.layers, [recorded]),
             )
-        yield by_counts[counts]
+        yield known[counts]
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
