@@ -24,11 +24,11 @@ from rich.table import Table
 from transformers import Qwen2Config, Qwen2Model
 
 import tokenzoo
-from tokenzoo import ops
 from tokenzoo.bench.memory import peak_bytes
 from tokenzoo.bench.timing import environment, milliseconds, watch_hooks
 from tokenzoo.cost import architecture_of, price_trace
-from tokenzoo.plugins import load_zoo
+from tokenzoo.method import ops
+from tokenzoo.zoo.plugins import load_zoo
 
 TEXT, FRAME, LAYERS, HIDDEN = 64, 196, 24, 896
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from tokenzoo.cli import COMMANDS, LazyGroup, cli
-from tokenzoo.describe import Description, describe, value_as_written
-from tokenzoo.hookspecs import RegistrationHooks, RunHooks
-from tokenzoo.plugins import load_zoo
-from tokenzoo.reducer import TokenReducer
-from tokenzoo.signatures import OVERRIDABLE
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.signatures import OVERRIDABLE
+from tokenzoo.zoo.describe import Description, describe, value_as_written
+from tokenzoo.zoo.hookspecs import RegistrationHooks, RunHooks
+from tokenzoo.zoo.plugins import load_zoo
 
 
 def hooks_page() -> str:
@@ -32,7 +32,7 @@ def hooks_page() -> str:
     for name in OVERRIDABLE:
         parts.append(_function(name, getattr(TokenReducer, name)))
     parts.append("## What the host hands over\n")
-    from tokenzoo.host.events import DecoderLayer, VisualTokens
+    from tokenzoo.method.events import DecoderLayer, VisualTokens
 
     for event in (VisualTokens, DecoderLayer):
         parts.append(f"### `{event.__name__}`\n\n{inspect.cleandoc(event.__doc__ or '')}\n")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from tokenzoo import Reduction, Source, TokenReducer, UnsupportedError, UserError, Workload, ops
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenzoo.host.events import DecoderLayer, VisualTokens
+    from tokenzoo.method.events import DecoderLayer, VisualTokens
 
 #: l1 and l2 of the paper: Qwen2-7B (28 layers) and Vicuna-7B (32 layers); other depths get the former's shares.
 WINDOWS = {28: (14, 22), 32: (13, 21)}

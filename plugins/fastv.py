@@ -13,7 +13,7 @@ from tokenzoo import TokenReducer, UserError, Workload, ops
 if TYPE_CHECKING:
     import torch
 
-    from tokenzoo.host.events import DecoderLayer
+    from tokenzoo.method.events import DecoderLayer
 
 
 @dataclass

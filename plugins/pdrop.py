@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from tokenzoo import TokenReducer, UnreachableError, UserError, Workload, ops
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenzoo.host.events import DecoderLayer
+    from tokenzoo.method.events import DecoderLayer
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from tokenzoo import DataDependentError, Reduction, Source, TokenReducer, UnsupportedError, Workload, ops
 from tokenzoo.lazy import torch
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
-    from tokenzoo.host.events import VisualTokens
+    from tokenzoo.method.events import VisualTokens
 
 
 @dataclass

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
 from tokenzoo.lazy import torch
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenzoo.host.events import VisualTokens
+    from tokenzoo.method.events import VisualTokens
 
 
 @dataclass

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from tokenzoo import TokenReducer, Workload, ops
 from tokenzoo.lazy import torch
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
-    from tokenzoo.host.events import VisualTokens
+    from tokenzoo.method.events import VisualTokens
 
 
 @dataclass

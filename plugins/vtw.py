@@ -11,10 +11,10 @@ from pydantic import Field
 import tokenzoo
 from tokenzoo import TokenReducer, UnreachableError, UserError, Workload, ops
 from tokenzoo.lazy import torch
-from tokenzoo.reducer import PositionPolicy
+from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
-    from tokenzoo.host.events import DecoderLayer
+    from tokenzoo.method.events import DecoderLayer
 
 
 @dataclass

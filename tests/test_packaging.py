@@ -52,7 +52,7 @@ def test_the_source_distribution_holds_registry_tests_and_documentation(built: P
 def test_tokenzoo_runs_from_the_wheel(built: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(next(built.glob("*.whl"))).extractall(tmp_path / "wheel")
     program = (
-        "import tokenzoo, tokenzoo.registry as registry; from tokenzoo.cli import run; "
+        "import tokenzoo, tokenzoo.zoo.registry as registry; from tokenzoo.cli import run; "
         "print(registry.builtin_path()); raise SystemExit(run(['show', 'aim']) or run(['new', 'my-method']))"
     )
     settings = {**os.environ, "PYTHONPATH": str(tmp_path / "wheel"), "TOKENZOO_LOAD_PLUGINS": ""}

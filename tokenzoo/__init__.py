@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from tokenzoo.errors import FailedError, UnsupportedError, UserError
-from tokenzoo.hookspecs import hookimpl
-from tokenzoo.reducer import DataDependentError, Reduction, TokenReducer, UnreachableError
-from tokenzoo.trace import Trace
-from tokenzoo.workload import Architecture, Source, Workload
+from tokenzoo.method import ops
+from tokenzoo.method.reducer import DataDependentError, Reduction, TokenReducer, UnreachableError
+from tokenzoo.method.trace import Trace
+from tokenzoo.method.workload import Architecture, Source, Workload
+from tokenzoo.zoo.hookspecs import hookimpl
 
 __version__ = "0.1.0"
 
@@ -29,12 +30,13 @@ __all__ = [
     "Workload",
     "apply",
     "hookimpl",
+    "ops",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "apply":
-        from tokenzoo.host.apply import apply
+        from tokenzoo.application import apply
 
         return apply
     raise AttributeError(f"module 'tokenzoo' has no attribute '{name}'")

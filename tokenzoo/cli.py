@@ -94,7 +94,7 @@ class LazyGroup(click.Group):
 def cli(plugins: tuple[Path, ...], registries: tuple[Path, ...]) -> None:
     """Training-free visual-token reduction for multimodal LLMs: methods side by side, compared fairly."""
     if plugins or registries:
-        from tokenzoo.plugins import configure
+        from tokenzoo.zoo.plugins import configure
 
         configure(plugins, registries)
 

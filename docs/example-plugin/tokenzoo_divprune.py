@@ -11,7 +11,7 @@ from tokenzoo import TokenReducer, Workload, hookimpl
 from tokenzoo.lazy import torch
 
 if TYPE_CHECKING:
-    from tokenzoo.host.events import VisualTokens
+    from tokenzoo.method.events import VisualTokens
 
 
 @dataclass

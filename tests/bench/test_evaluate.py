@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tokenzoo.bench.evaluate import _choice_tokens, batches, predict
-from tokenzoo.bench.task import Prediction, Question, score
-from tokenzoo.models import Checkpoint, load
+from tokenzoo.bench.task import Prediction, score
+from tokenzoo.models.checkpoint import Checkpoint, load
+from tokenzoo.models.question import Question
 
 GREY = Image.new("RGB", (96, 96), "grey")
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tokenzoo.bench.local import LocalTask
 from tokenzoo.comparison.identity import Questions
 from tokenzoo.errors import UserError
-from tokenzoo.media import read_image, read_video
+from tokenzoo.models.media import read_image, read_video
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tokenzoo
-from tokenzoo.plugins import load_zoo
 from tokenzoo.testing.case import run, sample_rows
 from tokenzoo.testing.check import tiny_case
 from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
+from tokenzoo.zoo.plugins import load_zoo
 
 LAYERS, BEAMS, TOKENS = 12, 3, 5
 METHODS = load_zoo(plugin_files=(), registry_files=()).names()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tokenzoo.plugins import load_zoo
 from tokenzoo.testing.check import BACKENDS, check_failure, check_full_retention, check_independence, tiny_case
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.inputs import CASES, VIDEO_FAMILIES
 from tokenzoo.testing.models import FAMILIES
+from tokenzoo.zoo.plugins import load_zoo
 
 #: Deep enough for every method to act with its default parameters, which follow the depth.
 LAYERS = 12

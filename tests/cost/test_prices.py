@@ -19,9 +19,9 @@ from tokenzoo.cost import hardware as hardware_module
 from tokenzoo.cost.architecture import from_entry
 from tokenzoo.cost.roofline import time_operation
 from tokenzoo.errors import UserError
-from tokenzoo.plugins import load_zoo
-from tokenzoo.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.workload import Source
+from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.workload import Source
+from tokenzoo.zoo.plugins import load_zoo
 
 MODEL = load_architecture("llava-onevision-0.5b")
 GPU = load_hardware("a100")

@@ -12,7 +12,7 @@ from tokenzoo.commands.reproduce import command
 from tokenzoo.cost.aim_overhead import recompute_overhead
 from tokenzoo.cost.published import PublishedRow, as_released, load_paper, recompute, round_half_up, select
 from tokenzoo.errors import UserError
-from tokenzoo.plugins import load_zoo
+from tokenzoo.zoo.plugins import load_zoo
 
 PAPER = load_paper("aim-iccv2025")
 #: the cells that are not plain agreements, and why the registry's note says so

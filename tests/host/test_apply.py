@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaModel, StaticCache
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError, UserError
-from tokenzoo.host.validation import InvalidReductionError
+from tokenzoo.method.validation import InvalidReductionError
 from tokenzoo.testing.inputs import tiny_inputs
 from tokenzoo.testing.models import tiny_model
+from tokenzoo.zoo.plugins import load_zoo
 
 
 @dataclass
@@ -283,7 +284,7 @@ def test_a_bare_decoder_needs_spans():
 
 
 def test_methods_joined_by_plus_run_in_the_order_written(model, inputs):
-    with tokenzoo.apply(model, [KeepHalf(), tokenzoo.plugins.load_zoo().build("vtw:K=3").reducers[0]]) as run, torch.no_grad():
+    with tokenzoo.apply(model, [KeepHalf(), load_zoo().build("vtw:K=3").reducers[0]]) as run, torch.no_grad():
         model(**inputs)
     assert run.trace.visual_tokens() == [36, 36, 18, 0]
 

@@ -11,11 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForCon
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
-from tokenzoo.plugins import load_zoo
 from tokenzoo.testing.case import Case
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.inputs import tiny_inputs
 from tokenzoo.testing.models import IMAGE, TEXT, VIDEO, VISION_END, VISION_START, tiny_model
+from tokenzoo.zoo.plugins import load_zoo
 
 LAYERS = 6
 

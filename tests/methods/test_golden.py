@@ -18,8 +18,8 @@ from tokenzoo_plugins.prumerge_plus import PruMergePlus
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal, find_k
 
 import tokenzoo
-from tokenzoo import ops
-from tokenzoo.host.events import DecoderLayer, VisualTokens
+from tokenzoo.method import ops
+from tokenzoo.method.events import DecoderLayer, VisualTokens
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TESTED: set[str] = set()

@@ -15,7 +15,7 @@ from tokenzoo_plugins.uniform import UniformSelection
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal
 
 from tokenzoo import Architecture, DataDependentError, Source, UnreachableError, UserError, Workload
-from tokenzoo.plugins import load_zoo
+from tokenzoo.zoo.plugins import load_zoo
 
 NAMES = load_zoo(plugin_files=(), registry_files=()).names()
 

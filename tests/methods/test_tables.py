@@ -10,8 +10,8 @@ import yaml
 
 import tokenzoo.cost
 from tokenzoo import Architecture, Workload
-from tokenzoo.plugins import load_zoo
-from tokenzoo.registry import load_registry
+from tokenzoo.zoo.plugins import load_zoo
+from tokenzoo.zoo.registry import load_registry
 
 PAPER = yaml.safe_load((Path(tokenzoo.cost.__file__).parent / "tables" / "aim_iccv2025.yaml").read_text())
 ROWS = {(table, row["row"]): row for table, rows in PAPER["tables"].items() if isinstance(rows, list) for row in rows}

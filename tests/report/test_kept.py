@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.workload import Source
 from tokenzoo.report.kept import greyed, kept_figure, patch_rows, stage_pictures, thinned
-from tokenzoo.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.workload import Source
 
 
 def trace(source, stages, rows=12):

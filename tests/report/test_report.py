@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tokenzoo.comparison.rows import Comparison, Price, Quoted, Row, Section, TaskScore, Timing
 from tokenzoo.comparison.statistics import Spread, paired_difference, wilson
+from tokenzoo.numbers import binary_bytes, percent, si
 from tokenzoo.report import plots
 from tokenzoo.report.column import ranking
 from tokenzoo.report.columns import accuracy_column, all_columns, appendix_columns, paper_columns, prefill_column
@@ -21,7 +22,6 @@ from tokenzoo.report.data import comparison_csv, comparison_json
 from tokenzoo.report.html import html
 from tokenzoo.report.latex import document, escape
 from tokenzoo.report.markdown import markdown
-from tokenzoo.report.numbers import binary_bytes, percent, si
 from tokenzoo.report.table import print_comparison
 
 TASKS = ["attribute", "relation", "existence", "counting", "reading"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tokenzoo import Reduction, TokenReducer
-from tokenzoo.plugin_additions import import_file, reducers_in
-from tokenzoo.plugins import load_zoo
 from tokenzoo.testing import assert_golden, check_reducer, visual_tokens
 from tokenzoo.testing.authors import assert_contract
+from tokenzoo.zoo.additions import import_file, reducers_in
+from tokenzoo.zoo.plugins import load_zoo
 
 BROKEN = Path(__file__).parents[1] / "broken_plugins"
 #: What is found first of each plugin that can be loaded: the guarantee, and words of the sentence.

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tokenzoo.plugins import load_zoo
 from tokenzoo.testing.case import Outcome, run
 from tokenzoo.testing.check import tiny_case
 from tokenzoo.testing.guarantees import check_entry, check_logits, check_promises, check_structure
 from tokenzoo.testing.recorder import watch
+from tokenzoo.zoo.plugins import load_zoo
 
 LAYERS = 12
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from tokenzoo.bench.task import Prediction, Question, normalise
-from tokenzoo.models import Checkpoint
+from tokenzoo.bench.task import Prediction, normalise
+from tokenzoo.models.checkpoint import Checkpoint
+from tokenzoo.models.question import Question
 
 MAX_NEW_TOKENS = 16
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenzoo.bench.task import Question, Task
+from tokenzoo.bench.task import Task
 from tokenzoo.errors import UserError
-from tokenzoo.media import Frames, Pictures
+from tokenzoo.models.media import Frames, Pictures
+from tokenzoo.models.question import Question
 
 QUESTIONS_FILE = "questions.jsonl"
 WANTED = "write one JSON object a line with image or video, question, answer."

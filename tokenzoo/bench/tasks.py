@@ -14,9 +14,10 @@ import numpy as np
 from tokenzoo.bench import image_questions as image
 from tokenzoo.bench import video_questions as video
 from tokenzoo.bench.scenes import picture, sample_scene
-from tokenzoo.bench.task import Question, Task
+from tokenzoo.bench.task import Task
 from tokenzoo.bench.video_scenes import sample_video
 from tokenzoo.errors import unknown
+from tokenzoo.models.question import Question
 
 TRAINING = 0
 HELD_OUT = 1

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import tokenzoo
 from tokenzoo.bench.memory import peak_bytes
-from tokenzoo.reducer import TokenReducer
+from tokenzoo.method.reducer import TokenReducer
 
 HOOKS = ("before_projector", "pre_llm", "after_layer")
 

@@ -56,8 +56,8 @@ def _methods(target: str) -> tuple[list[Any], Any]:
     """The methods to check, or the finding that says why there are none."""
     import warnings
 
-    from tokenzoo.plugins import PluginWarning, configured, load_zoo
     from tokenzoo.testing.findings import Finding
+    from tokenzoo.zoo.plugins import PluginWarning, configured, load_zoo
 
     if not target.endswith(".py") and not Path(target).is_file():
         return list(load_zoo().build(target).reducers), None

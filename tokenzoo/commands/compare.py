@@ -71,10 +71,10 @@ def command(
 
 def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool) -> Any:
     from tokenzoo.commands.progress import progress_bar
-    from tokenzoo.store import Store
+    from tokenzoo.comparison.store import Store
 
     with Store(store_path) as store, progress_bar(store) as progress:
-        from tokenzoo.compare import compare
+        from tokenzoo.comparison.compare import compare
 
         return compare(settings, store, progress, fresh, _print_traceback if tracebacks else lambda text: None)
 

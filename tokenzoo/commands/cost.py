@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tokenzoo.errors import UserError
-from tokenzoo.report.numbers import decimal_bytes, flops, milliseconds
+from tokenzoo.numbers import decimal_bytes, flops, milliseconds
 from tokenzoo.report.sheets import FORMATS, Sheet, show
 
 
@@ -93,9 +93,9 @@ def workload_from(model: Any, options: dict[str, Any]) -> Any:
 
 def _schedule_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Any], Any, str]:
     from tokenzoo.cost.pricing import price
-    from tokenzoo.plugins import load_zoo
-    from tokenzoo.reducer import DataDependentError
-    from tokenzoo.specification import split_methods
+    from tokenzoo.method.reducer import DataDependentError
+    from tokenzoo.zoo.plugins import load_zoo
+    from tokenzoo.zoo.specification import split_methods
 
     workload = workload_from(model, options)
     costs = []
@@ -114,7 +114,7 @@ def _schedule_costs(model: Any, options: dict[str, Any], settings: dict[str, Any
 
 def _trace_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Any], Any, str]:
     from tokenzoo.cost.traces import price_trace
-    from tokenzoo.trace import Trace
+    from tokenzoo.method.trace import Trace
 
     if not math.isfinite(options["scale"]):
         raise UserError(f"--scale must be a positive number, not {options['scale']}.")
@@ -202,9 +202,9 @@ def _layers(cost: Any) -> Sheet:
 
 
 def _counted(model: Any, costs: list[Any], options: dict[str, Any]) -> Sheet:
-    from tokenzoo.cost.shape_models import count_shape
-    from tokenzoo.plugins import load_zoo
-    from tokenzoo.specification import split_methods
+    from tokenzoo.counting.shape_models import count_shape
+    from tokenzoo.zoo.plugins import load_zoo
+    from tokenzoo.zoo.specification import split_methods
 
     if options["trace"] or options["convention"] != "exact":
         raise UserError("--counted confirms schedules under 'exact': leave --trace out and take --convention exact.")
@@ -231,7 +231,7 @@ def _counted(model: Any, costs: list[Any], options: dict[str, Any]) -> Sheet:
 def _list(architectures: bool, hardware: bool) -> None:
     from tokenzoo.cost.architecture import load_architecture
     from tokenzoo.cost.hardware import load_hardware
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     registry, sheets = load_zoo().registry, []
     if architectures:

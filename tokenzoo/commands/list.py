@@ -9,9 +9,9 @@ import click
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print it.")
 def command(form: str) -> None:
     """List the methods: the built-in ones and those that plugins add."""
-    from tokenzoo.describe import Description, describe
     from tokenzoo.errors import UserError
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.describe import Description, describe
+    from tokenzoo.zoo.plugins import load_zoo
 
     zoo = load_zoo()
     described: list[Description] = []

@@ -34,7 +34,7 @@ def write(name: str, directory: Path) -> list[Path]:
     """Write the distribution; returns its files. Raises UserError for a bad name or a folder that is not empty."""
     from tokenzoo import __version__
     from tokenzoo.errors import FailedError, UserError
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
         raise UserError(f"'{name}' is no method name. Use lower-case letters, digits and single dashes: my-method.")

@@ -12,8 +12,8 @@ def command() -> None:
 
     from tokenzoo import __version__
     from tokenzoo.errors import UserError
-    from tokenzoo.plugins import PluginWarning, load_zoo
     from tokenzoo.report.terminal import print_table
+    from tokenzoo.zoo.plugins import PluginWarning, load_zoo
 
     warnings.simplefilter("ignore", PluginWarning)
     zoo = load_zoo()

@@ -20,7 +20,7 @@ def command(arch: str, hardware: str, budget_ms: float, video: bool | None, conv
     """List the settings of all methods whose prefill fits the budget, least accuracy loss first where it is known."""
     from dataclasses import asdict
 
-    from tokenzoo.recommend import recommend
+    from tokenzoo.cost.recommend import recommend
 
     found = recommend(arch, hardware, budget_ms, video, convention)
     if form == "json":

@@ -46,7 +46,7 @@ def command(paper: str | None, tables: tuple[str, ...], form: str, released: boo
 
 def _compared(source: Any, rows: list[Any]) -> tuple[list[Sheet], dict[str, int]]:
     from tokenzoo.cost.published import recompute, run_lengths
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     zoo = load_zoo()
     counts = {"agrees": 0, "rounded twice": 0, "differs": 0}
@@ -87,7 +87,7 @@ def _mark(cells: Any) -> str:
 
 def _released(source: Any, rows: list[Any]) -> list[Sheet]:
     from tokenzoo.cost.published import as_released, recompute, run_lengths
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     sheet = Sheet(
         f"{source.name}: as released, pruning one layer later than the tables price",

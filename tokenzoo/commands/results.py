@@ -31,9 +31,9 @@ import click
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="The store to read.")
 def command(model: str, method: str, task: str, kind: str, form: str, out: Path | None, store_path: Path | None) -> None:
     """List the finished cells of all comparisons, or export them (JSON has every single answer)."""
+    from tokenzoo.comparison.store import Store, default_path
     from tokenzoo.errors import UserError
     from tokenzoo.report.stored import cells_csv, cells_json, cells_table
-    from tokenzoo.store import Store, default_path
 
     path = store_path or default_path()
     if not path.is_file():

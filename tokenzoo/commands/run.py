@@ -11,7 +11,7 @@ import click
 from tokenzoo.errors import FailedError, UserError
 
 if TYPE_CHECKING:
-    from tokenzoo.trace import Trace
+    from tokenzoo.method.trace import Trace
 
 MAX_NEW_TOKENS = 32
 
@@ -44,7 +44,7 @@ def command(
     trust_remote_code: bool,
 ) -> None:
     """Answer QUESTION about images or a video, and print the tokens each layer saw."""
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     if not images and video is None:
         raise UserError("Nothing to look at: pass --image FILE or --video FILE.")
@@ -52,10 +52,10 @@ def command(
 
     import torch
 
-    from tokenzoo.bench.task import Question
-    from tokenzoo.host.apply import apply
-    from tokenzoo.media import read_image, read_video
-    from tokenzoo.models import load
+    from tokenzoo.application import apply
+    from tokenzoo.models.checkpoint import load
+    from tokenzoo.models.media import read_image, read_video
+    from tokenzoo.models.question import Question
 
     asked = Question(
         id="command line",

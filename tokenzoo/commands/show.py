@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tokenzoo.describe import Description
+    from tokenzoo.zoo.describe import Description
 
 
 @click.command()
 @click.argument("method")
 def command(method: str) -> None:
     """Show a method: what it does, its parameters and presets, its paper and how faithful it is to it."""
-    from tokenzoo.describe import describe
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.describe import describe
+    from tokenzoo.zoo.plugins import load_zoo
 
     _print(describe(load_zoo(), method))
 
 
 def _print(method: Description) -> None:
-    from tokenzoo.describe import value_as_written
     from tokenzoo.report.terminal import print_documentation, print_table
+    from tokenzoo.zoo.describe import value_as_written
 
     entry = method.method
     click.echo(click.style(f"{method.name}: {method.title}", bold=True))

@@ -26,8 +26,8 @@ def command(
         raise UserError("Give one picture to look at: --image FILE or --video FILE.")
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"'{out}' is no .png, .pdf or .svg. Choose another --out.")
-    from tokenzoo.media import read_image, read_video
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.models.media import read_image, read_video
+    from tokenzoo.zoo.plugins import load_zoo
 
     pipeline = load_zoo().build(method)
     pictures = (read_image(image),) if image is not None else ()
@@ -35,9 +35,9 @@ def command(
 
     import torch
 
-    from tokenzoo.bench.task import Question
-    from tokenzoo.host.apply import apply
-    from tokenzoo.models import load
+    from tokenzoo.application import apply
+    from tokenzoo.models.checkpoint import load
+    from tokenzoo.models.question import Question
     from tokenzoo.report.kept import kept_figure, stage_pictures
     from tokenzoo.report.plots import save
 

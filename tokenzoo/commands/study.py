@@ -48,7 +48,7 @@ def _run(name: str, model: str, tasks: str, limit: int, seed: int, store_path: P
     import importlib
 
     from tokenzoo.commands.progress import progress_bar
-    from tokenzoo.store import Store
+    from tokenzoo.comparison.store import Store
 
     with Store(store_path) as store, progress_bar(store) as progress:
         from tokenzoo.studies.common import open_lab

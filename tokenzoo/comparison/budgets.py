@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tokenzoo.bench.task import Question
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.candidates import Budget
 from tokenzoo.comparison.plan import SectionPlan
@@ -13,7 +12,8 @@ from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.cost import Cost, architecture_of, price, workload_of
 from tokenzoo.errors import UserError
-from tokenzoo.pipeline import Pipeline
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.models.question import Question
 
 #: Questions that a data-dependent method is set by, and how often.
 CALIBRATION, TRIALS = 24, 12

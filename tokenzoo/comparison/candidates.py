@@ -9,11 +9,11 @@ from functools import partial
 
 from tokenzoo.comparison.rows import Status
 from tokenzoo.comparison.settings import Settings, absolute, parse_share
+from tokenzoo.cost.matching import match
 from tokenzoo.errors import UserError
-from tokenzoo.matching import match
-from tokenzoo.pipeline import Pipeline
-from tokenzoo.plugins import Zoo
-from tokenzoo.report.numbers import percent, si
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.numbers import percent, si
+from tokenzoo.zoo.plugins import Zoo
 
 #: Rows of every comparison: the model as it is, and the baseline that published methods often fail to beat.
 ALWAYS = ("none", "random")

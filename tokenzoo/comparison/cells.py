@@ -14,12 +14,12 @@ from pydantic import TypeAdapter
 
 import tokenzoo
 from tokenzoo.bench.evaluate import batches, predict
-from tokenzoo.bench.task import Question
 from tokenzoo.bench.timing import Timed, time_methods
 from tokenzoo.cost import ModelArchitecture, architecture_of, price_trace
-from tokenzoo.models import Checkpoint
-from tokenzoo.pipeline import Pipeline
-from tokenzoo.trace import Trace
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.trace import Trace
+from tokenzoo.models.checkpoint import Checkpoint
+from tokenzoo.models.question import Question
 
 WIDTHS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 

@@ -15,10 +15,10 @@ import torch
 import transformers
 
 import tokenzoo
-from tokenzoo.bench.task import Question
 from tokenzoo.bench.timing import environment
-from tokenzoo.models import Checkpoint
-from tokenzoo.pipeline import Pipeline
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.models.checkpoint import Checkpoint
+from tokenzoo.models.question import Question
 
 #: The modules of `bench` that a result depends on; tasks are in the questions' digest.
 _BENCH = ("evaluate", "timing", "memory", "task")

@@ -12,8 +12,8 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.models import CHECKPOINTS, Checkpoint, load, takes_videos
-from tokenzoo.plugins import Zoo
+from tokenzoo.models.checkpoint import CHECKPOINTS, Checkpoint, load, takes_videos
+from tokenzoo.zoo.plugins import Zoo
 
 Kind = Literal["image", "video"]
 #: `--model embedded`: each kind of input on the model that is best at it.

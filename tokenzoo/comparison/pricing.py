@@ -9,10 +9,10 @@ from tokenzoo.cost import Cost, ModelArchitecture, load_architecture, load_hardw
 from tokenzoo.cost.conventions import load_convention
 from tokenzoo.cost.vision import view_grids
 from tokenzoo.errors import UserError
-from tokenzoo.pipeline import Pipeline
-from tokenzoo.reducer import DataDependentError
-from tokenzoo.trace import Trace
-from tokenzoo.workload import Workload
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.reducer import DataDependentError
+from tokenzoo.method.trace import Trace
+from tokenzoo.method.workload import Workload
 
 #: Frames of the videos that are priced, as in the tables of AIM.
 FRAMES = 32

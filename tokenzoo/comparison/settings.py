@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenzoo.errors import FailedError, UserError
-from tokenzoo.specification import split_methods
+from tokenzoo.zoo.specification import split_methods
 
 EMBEDDED = "embedded"
 #: Questions per task of a plain run: chosen so that it ends within a minute on two cores.

@@ -15,7 +15,7 @@ from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Quoted, Row, TaskScore, Timing
 from tokenzoo.comparison.statistics import Difference, Interval, paired_difference, spread
 from tokenzoo.errors import UserError
-from tokenzoo.plugins import Zoo
+from tokenzoo.zoo.plugins import Zoo
 
 
 @dataclass

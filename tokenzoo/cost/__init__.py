@@ -1,7 +1,7 @@
-"""What a method costs: FLOPs, bytes, KV cache and roofline time, under a named convention, and counted for real.
+"""What a method costs: FLOPs, bytes, KV cache and roofline time, under a named convention.
 
 Without torch: `price` (a schedule), `price_trace` (a recorded run), `load_architecture`, `load_hardware`,
-`CONVENTIONS`. With torch: `architecture_of` a live model's config, `count` on a real forward (`tokenzoo.cost.counted`).
+`CONVENTIONS`. With torch: `architecture_of` a live model's config, `count` on a real forward (`tokenzoo.counting.counted`).
 
     from tokenzoo.cost import load_architecture, price
     model = load_architecture("llava-onevision-7b")
@@ -19,7 +19,6 @@ _HOMES = {
     "Hardware": "tokenzoo.cost.hardware",
     "ModelArchitecture": "tokenzoo.cost.architecture",
     "architecture_of": "tokenzoo.cost.model_config",
-    "count": "tokenzoo.cost.counted",
     "load_architecture": "tokenzoo.cost.architecture",
     "load_hardware": "tokenzoo.cost.hardware",
     "price": "tokenzoo.cost.pricing",

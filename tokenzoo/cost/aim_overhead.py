@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from tokenzoo.cost.published import Cell, Paper, recompute
-from tokenzoo.workload import Architecture
+from tokenzoo.method.workload import Architecture
 
 
 def merging_flops(tokens: int, rounds: Sequence[int], hidden: int) -> int:
@@ -50,7 +50,7 @@ def overhead_gflops(schedule: Sequence[int], text_tokens: int, decoder: Architec
 
 def recompute_overhead(paper: Paper) -> list[tuple[str, Cell, float | None]]:
     """For each printed overhead number: its name, the cell, and the value with the merging as executed."""
-    from tokenzoo.plugins import load_zoo
+    from tokenzoo.zoo.plugins import load_zoo
 
     row = next(row for row in paper.rows if row.table == "video_benchmarks" and row.name == "AIM")
     done = recompute(paper, row, load_zoo().build(row.method))

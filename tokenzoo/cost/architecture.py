@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.plugins import load_zoo
-from tokenzoo.workload import Architecture, Source, Workload
+from tokenzoo.method.workload import Architecture, Source, Workload
+from tokenzoo.zoo.plugins import load_zoo
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Projector:
 
 @dataclass(frozen=True)
 class Picture:
-    """What one image becomes by default: its views as in `tokenzoo.workload.Source`."""
+    """What one image becomes by default: its views as in `tokenzoo.method.workload.Source`."""
 
     view_tokens: tuple[int, ...]
     structural: int = 0

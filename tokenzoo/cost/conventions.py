@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenzoo.cost import exact, llm_viewer, paper_formulas
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.errors import unknown
-from tokenzoo.workload import Architecture
+from tokenzoo.method.workload import Architecture
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Element-wise work is a column of its own: 4 per element of an RMS norm (7 of a l
 from __future__ import annotations
 
 from tokenzoo.cost.operations import Operation, Step, flash_attention, linear
-from tokenzoo.workload import Architecture
+from tokenzoo.method.workload import Architecture
 
 
 def elementwise(name: str, flops: int, numbers: int, width: int, parallel: bool = True) -> Operation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.plugins import load_zoo
+from tokenzoo.zoo.plugins import load_zoo
 
 #: Bytes per number.
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1}

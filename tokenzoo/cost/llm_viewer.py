@@ -8,7 +8,7 @@ not counted, nor is causality. With queries q, context s, hidden h, kv = h * kv_
 from __future__ import annotations
 
 from tokenzoo.cost.operations import Operation, Step, flash_attention, linear
-from tokenzoo.workload import Architecture
+from tokenzoo.method.workload import Architecture
 
 
 def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False) -> list[Operation]:

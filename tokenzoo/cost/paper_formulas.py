@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tokenzoo.cost.operations import Operation, Step
-from tokenzoo.workload import Architecture
+from tokenzoo.method.workload import Architecture
 
 
 def formula(mlp_matrices: int) -> Callable[[Architecture, Step, bool], list[Operation]]:

@@ -15,7 +15,7 @@ from tokenzoo.cost.hardware import Hardware, dtype_named, load_hardware, width_o
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
-from tokenzoo.workload import Workload
+from tokenzoo.method.workload import Workload
 
 
 class Schedulable(Protocol):

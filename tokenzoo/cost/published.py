@@ -15,7 +15,7 @@ from tokenzoo.cost.architecture import ModelArchitecture, from_entry
 from tokenzoo.cost.costs import Cost
 from tokenzoo.cost.pricing import price
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.workload import Workload
+from tokenzoo.method.workload import Workload
 
 TABLES = Path(__file__).parent / "tables"
 #: agrees: to the printed digits; rounded twice: only when rounded to one more digit first; differs: neither.
@@ -145,7 +145,7 @@ def as_released(reducer: Any) -> Any | None:
     parts = getattr(reducer, "reducers", (reducer,))
     if not any(getattr(part, "prune_before", False) for part in parts):
         return None
-    from tokenzoo.pipeline import Pipeline
+    from tokenzoo.method.pipeline import Pipeline
 
     return Pipeline(tuple(part.replace(prune_before=False) if getattr(part, "prune_before", False) else part for part in parts))
 

@@ -11,8 +11,8 @@ from tokenzoo.cost.costs import Cost
 from tokenzoo.cost.pricing import Schedulable, price_tokens
 from tokenzoo.cost.vision import Grid, square_grid
 from tokenzoo.errors import UserError
-from tokenzoo.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.workload import Architecture, Workload
+from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.workload import Architecture, Workload
 
 
 def price_trace(

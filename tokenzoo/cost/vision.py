@@ -14,7 +14,7 @@ from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
 from tokenzoo.cost.exact import attention, elementwise
 from tokenzoo.cost.operations import Operation, Step, linear
 from tokenzoo.errors import UserError
-from tokenzoo.workload import Workload
+from tokenzoo.method.workload import Workload
 
 Grid = tuple[int, int]
 

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from tokenzoo.host.batch import Layout
-from tokenzoo.host.events import VisualTokens
 from tokenzoo.host.prompt import PlacedSource, Prompt
+from tokenzoo.method.events import VisualTokens
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError
-from tokenzoo.workload import Architecture, Source
+from tokenzoo.method.workload import Architecture, Source
 
 #: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
 Module = Any

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError, UserError
-from tokenzoo.host.events import VisualTokens
 from tokenzoo.host.family import VisualSource
-from tokenzoo.workload import Source
+from tokenzoo.method.events import VisualTokens
+from tokenzoo.method.workload import Source
 
 KINDS = ("image", "video")
 Span = tuple[int, int]

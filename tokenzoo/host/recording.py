@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.prompt import PlacedSource, Prompt
 from tokenzoo.host.stages import Stage
-from tokenzoo.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 
 
 def build_trace(layers: int, prompt: Prompt, entry: Entry, stages: list[Stage]) -> Trace:

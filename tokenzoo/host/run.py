@@ -12,15 +12,15 @@ from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import Entry, entry_positions, reduce_entry, unreduced_entry
-from tokenzoo.host.events import DecoderLayer, VisualTokens
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
 from tokenzoo.host.refusals import check_call, check_decoding, check_encoded, check_input_ids, check_prefill
 from tokenzoo.host.stages import LayerReduction, Stage
 from tokenzoo.host.vision import VisionWatch
-from tokenzoo.reducer import TokenReducer
-from tokenzoo.trace import Trace
+from tokenzoo.method.events import DecoderLayer, VisualTokens
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.trace import Trace
 
 
 class Run:

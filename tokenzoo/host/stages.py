@@ -11,9 +11,9 @@ from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
-from tokenzoo.host.events import DecoderLayer
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import Prompt
+from tokenzoo.method.events import DecoderLayer
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from tokenzoo.host.events import VisualTokens
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, EncodedSource
+from tokenzoo.method.events import VisualTokens
 
 
 class VisionWatch:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from tokenzoo.comparison.rows import Quoted, Row, Section, TaskScore
 from tokenzoo.comparison.statistics import Spread
+from tokenzoo.numbers import MISSING, binary_bytes, percent, si
 from tokenzoo.report.column import Column, Origin
-from tokenzoo.report.numbers import MISSING, binary_bytes, percent, si
 
 #: Stands behind a ratio where a method is slower than `none`.
 SLOWER = "!"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenzoo.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 
 #: More stages than this are thinned out; the first and the last are always drawn.
 MOST_STAGES = 6

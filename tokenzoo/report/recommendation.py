@@ -6,8 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tokenzoo.recommend import Recommendations
-from tokenzoo.report.numbers import MISSING, percent
+from tokenzoo.cost.recommend import Recommendations
+from tokenzoo.numbers import MISSING, percent
 
 
 def recommendation(found: Recommendations) -> Group:

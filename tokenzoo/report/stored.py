@@ -13,8 +13,8 @@ from typing import Any
 from rich.table import Table
 
 from tokenzoo.comparison.statistics import spread, wilson
-from tokenzoo.report.numbers import si
-from tokenzoo.store import Cell
+from tokenzoo.comparison.store import Cell
+from tokenzoo.numbers import si
 
 #: Left out of the table on the terminal; CSV has them.
 HIDDEN = ("low", "high", "seed", "tokenzoo", "torch", "transformers", "rounds", "machine")

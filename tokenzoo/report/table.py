@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenzoo.comparison.rows import Comparison, Row, Section
+from tokenzoo.numbers import MISSING
 from tokenzoo.report.column import Column, ranking
 from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, benchmarks, quoted_cells
-from tokenzoo.report.numbers import MISSING
 
 COLORS = {"measured": "green", "computed": "cyan", "quoted": "magenta"}
 STYLES = {"best": "bold", "second": "underline"}

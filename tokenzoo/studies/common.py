@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokenzoo.compare import Progress, Runner, Silent, accuracy, questions_of
 from tokenzoo.comparison.candidates import Candidate
+from tokenzoo.comparison.compare import Progress, Runner, Silent, accuracy, questions_of
 from tokenzoo.comparison.identity import Questions
 from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
 from tokenzoo.comparison.rows import Row, TaskScore
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.statistics import Difference, paired_difference
+from tokenzoo.comparison.store import Store
 from tokenzoo.comparison.summary import Measured, rows_of
 from tokenzoo.cost import ModelArchitecture, architecture_of
 from tokenzoo.errors import UserError
-from tokenzoo.pipeline import Pipeline
-from tokenzoo.plugins import load_zoo
-from tokenzoo.store import Store
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.zoo.plugins import load_zoo
 
 Verdict = Literal["agrees", "partly agrees", "differs"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenzoo.comparison.rows import Row
-from tokenzoo.report.numbers import percent
+from tokenzoo.numbers import percent
 from tokenzoo.report.plots import figure
 from tokenzoo.studies.common import Lab, Study, accuracy_text, change, points, worse
 

@@ -9,7 +9,7 @@ import torch
 from tokenzoo.bench.timing import time_methods
 from tokenzoo.comparison.statistics import spread
 from tokenzoo.cost import load_architecture, price, workload_of
-from tokenzoo.report.numbers import percent, si
+from tokenzoo.numbers import percent, si
 from tokenzoo.report.plots import COLORS, figure
 from tokenzoo.studies.common import Lab, Study
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from tokenzoo.application import family_of
 from tokenzoo.bench.evaluate import predict
-from tokenzoo.bench.task import Prediction, Question
+from tokenzoo.bench.task import Prediction
 from tokenzoo.comparison.identity import accuracy_identity
 from tokenzoo.comparison.rows import TaskScore
 from tokenzoo.comparison.summary import task_score
-from tokenzoo.host.family import find_family
-from tokenzoo.plugins import load_zoo
+from tokenzoo.models.question import Question
 from tokenzoo.report.plots import COLORS, figure
 from tokenzoo.studies.common import Lab, Study, change, worse
 
@@ -96,7 +96,7 @@ def hidden_tokens(model: Any, layer: int | None, kind: str, share: float, seed: 
     if layer is None:
         yield
         return
-    family = find_family(model, load_zoo().families())
+    family = family_of(model)
     decoder: Any = family.decoder(model)
     placeholders = [token for token in (family.token_id(model, "image"), family.token_id(model, "video")) if token is not None]
     generator = torch.Generator().manual_seed(seed)

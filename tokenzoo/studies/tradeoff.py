@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenzoo.report.numbers import percent
+from tokenzoo.numbers import percent
 from tokenzoo.report.plots import COLORS, figure
 from tokenzoo.studies.common import Lab, Study, accuracy_text, difference_text, error_bars, lost, points, score
 

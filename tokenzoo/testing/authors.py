@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenzoo.host.events import VisualTokens
-from tokenzoo.reducer import Reduction, TokenReducer
+from tokenzoo.method.events import VisualTokens
+from tokenzoo.method.reducer import Reduction, TokenReducer
 from tokenzoo.testing.check import (
     BACKENDS,
     check_failure,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 import tokenzoo
-from tokenzoo.host.family import Family, find_family
-from tokenzoo.plugins import load_zoo
-from tokenzoo.reducer import TokenReducer
+from tokenzoo.application import family_of
+from tokenzoo.host.family import Family
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.trace import Trace
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.oracle import FullPrompt, full_prompt
 from tokenzoo.testing.recorder import Call
-from tokenzoo.trace import Trace
 
 NEW_TOKENS = 8
 
@@ -32,7 +32,7 @@ class Case:
     prompt: FullPrompt = field(init=False)
 
     def __post_init__(self) -> None:
-        self.family = find_family(self.model, load_zoo().families())
+        self.family = family_of(self.model)
         self.decoder: Any = self.family.decoder(self.model)
         self.prompt = full_prompt(self.model, self.decoder, self.inputs)
         self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})

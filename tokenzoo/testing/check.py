@@ -10,15 +10,15 @@ import torch
 
 import tokenzoo
 from tokenzoo.errors import UserError
-from tokenzoo.plugin_errors import reason
-from tokenzoo.reducer import TokenReducer, UnreachableError
-from tokenzoo.signatures import check_class
+from tokenzoo.method.reducer import TokenReducer, UnreachableError
+from tokenzoo.method.signatures import check_class
 from tokenzoo.testing.case import Case, leftovers
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.guarantees import TOLERANCE
 from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs
 from tokenzoo.testing.models import FAMILIES, LAYERS, tiny_model
+from tokenzoo.zoo.errors import reason
 
 BACKENDS = ("sdpa", "eager")
 _models: dict[tuple[str, str, int], Any] = {}

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError
-from tokenzoo.host.validation import InvalidReductionError
-from tokenzoo.plugin_errors import reason
-from tokenzoo.reducer import TokenReducer
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.trace import SourceTrace
+from tokenzoo.method.validation import InvalidReductionError
 from tokenzoo.testing.case import Case, Outcome, Report, leftovers, run
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.guarantees import check_entry, check_logits, check_promises, check_structure
 from tokenzoo.testing.recorder import watch
-from tokenzoo.trace import SourceTrace
+from tokenzoo.zoo.errors import reason
 
 
 def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:

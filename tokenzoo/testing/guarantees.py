@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from tokenzoo.pipeline import Pipeline
-from tokenzoo.plugin_errors import reason
-from tokenzoo.reducer import DataDependentError, Reduction, TokenReducer
+from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.reducer import DataDependentError, Reduction, TokenReducer
+from tokenzoo.method.workload import Workload
 from tokenzoo.testing.case import Case, Outcome, sample_rows
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
-from tokenzoo.workload import Workload
+from tokenzoo.zoo.errors import reason
 
 #: Largest difference of two logits that count as equal, in float32.
 TOLERANCE = 1e-4

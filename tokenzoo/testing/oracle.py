@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenzoo.reducer import TokenReducer
-from tokenzoo.trace import SampleTrace
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.trace import SampleTrace
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tokenzoo.reducer import Reduction, TokenReducer
-from tokenzoo.signatures import HOOKS
+from tokenzoo.method.reducer import Reduction, TokenReducer
+from tokenzoo.method.signatures import HOOKS
 
 
 @dataclass

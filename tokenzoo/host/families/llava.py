@@ -9,7 +9,7 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.family import Family, Module, VisualSource
-from tokenzoo.workload import Source
+from tokenzoo.method.workload import Source
 
 
 class Llava(Family):

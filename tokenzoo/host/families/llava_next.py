@@ -10,7 +10,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from tokenzoo.host.families.llava import Llava
 from tokenzoo.host.family import Module, VisualSource
-from tokenzoo.workload import Source
+from tokenzoo.method.workload import Source
 
 
 class LlavaNext(Llava):

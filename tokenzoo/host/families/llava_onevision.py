@@ -10,7 +10,7 @@ import torch
 
 from tokenzoo.host.families.llava_next import LlavaNext
 from tokenzoo.host.family import Module, VisualSource
-from tokenzoo.workload import Source
+from tokenzoo.method.workload import Source
 
 
 class LlavaOnevision(LlavaNext):

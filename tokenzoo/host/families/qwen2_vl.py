@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tokenzoo.host.family import Family, Module, VisualSource
-from tokenzoo.workload import Source
+from tokenzoo.method.workload import Source
 
 
 class Qwen2VL(Family):

@@ -1,0 +1,77 @@
+"""Counted = computed: FLOPs counted on a real forward (fvcore and FlopCounterMode) equal `exact`, to the digit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tokenzoo.cost import architecture_of, price, price_trace, workload_of  # noqa: E402
+from tokenzoo.counting import count  # noqa: E402
+from tokenzoo.method.reducer import DataDependentError  # noqa: E402
+from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
+from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
+
+CASES = [("llava", "single"), ("llava-onevision", "video"), ("qwen2.5-vl", "single"), ("qwen2.5-vl", "video")]
+METHODS = {
+    "none": "none",
+    "random": "random",
+    "uniform": "uniform",
+    "pool": "pool",
+    "fastv": "fastv:K=2,R=0.7",
+    "pdrop": "pdrop:layer_list=[1,3,4],ratios=[0.6,0.3,0]",
+    "vtw": "vtw:K=3",
+    "aim": "aim:retention=0.4,l1=2,l2=5",
+    "prumerge": "prumerge",
+    "prumerge_plus": "prumerge_plus:mode=fixed,ratio=0.2",
+}
+COMBINATIONS = ["prumerge_plus:mode=fixed,ratio=0.2+fastv:K=2", "aim:retention=0.6,l1=1,l2=4+vtw:K=4"]
+LAYERS = 6
+
+
+def first_sample(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The first sample of a batch alone, without its padding (its picture comes first)."""
+    kept = inputs["attention_mask"][0].bool()
+    per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {name: value[:1, kept] if name in per_token else value for name, value in inputs.items()}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: " ".join(case))
+def model_and_inputs(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
+    family, case = request.param
+    model = tiny_model(family, layers=LAYERS)
+    return model, first_sample(tiny_inputs(model, case))
+
+
+def test_every_method_is_covered() -> None:
+    built_in = {name for name, entry in load_zoo().registry.methods.items() if entry.module}
+    assert built_in <= set(METHODS)
+
+
+@pytest.mark.parametrize("specification", [*METHODS.values(), *COMBINATIONS])
+def test_counted_is_computed(model_and_inputs: tuple[Any, dict[str, Any]], specification: str) -> None:
+    model, inputs = model_and_inputs
+    reducer = load_zoo().build(specification)
+    counted = count(model, inputs, reducer)
+    assert counted.trace is not None
+    sample = counted.trace.samples[0]
+    architecture = architecture_of(model)
+    grids = [grid for source in sample.sources for grid in source.grids] if architecture.vision.window else None
+    workload = workload_of(sample, architecture.decoder, recorded=not reducer.fixed_schedule)
+    try:
+        cost = price(architecture, workload, reducer, head_positions="all", grids=grids)
+    except DataDependentError:  # pooling a grid that is not square: the workload does not say which one it is
+        workload = workload_of(sample, architecture.decoder)
+        cost = price(architecture, workload, reducer, head_positions="all", grids=grids)
+
+    assert list(cost.tokens) == counted.trace.tokens()
+    assert counted.torch_flops == counted.flops == cost.flops
+    assert counted.torch_method == counted.method == cost.part("method").flops
+    assert counted.module("lm_head") == cost.part("lm head").flops
+    assert counted.module("model.language_model") == sum(part.flops for part in cost.layers)
+    vision = cost.part("vision").flops + cost.part("projector").flops
+    modules = ("model.vision_tower", "model.multi_modal_projector", "model.visual")
+    assert sum(map(counted.module, modules)) == vision
+    assert price_trace(counted.trace, architecture, reducer, head_positions="all").flops == cost.flops

@@ -1,0 +1,108 @@
+"""The counter refuses what it does not know, the decode price is what a step costs, KV bytes are the cache's bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from tokenzoo import apply  # noqa: E402
+from tokenzoo.commands.cost import command  # noqa: E402
+from tokenzoo.cost import architecture_of, load_architecture, price, price_trace  # noqa: E402
+from tokenzoo.counting.counted import CUSTOM  # noqa: E402
+from tokenzoo.counting.counter import FlopCounter, UncountedOperationError  # noqa: E402
+from tokenzoo.counting.shape_models import count_shape  # noqa: E402
+from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
+from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
+
+
+class Layer(nn.Module):
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.function(states)  # type: ignore[operator]
+
+
+def products(function: object, *shape: int) -> int:
+    counts = FlopCounter(Layer(function), (torch.randn(*shape),)).counts()
+    return sum(value for name, value in counts[""].items() if not name.startswith("elementwise"))
+
+
+def test_products_by_hand() -> None:
+    weight = torch.randn(7, 5)
+    assert products(lambda x: x @ weight, 3, 7) == 2 * 3 * 7 * 5
+    assert products(lambda x: torch.einsum("bij,bkj->bik", x, x), 2, 3, 4) == 2 * 2 * 3 * 3 * 4
+    assert products(lambda x: nn.functional.conv2d(x, torch.randn(6, 2, 3, 3), groups=2), 1, 4, 8, 8) == 2 * 6 * 36 * 18
+    attention = nn.functional.scaled_dot_product_attention
+    assert products(lambda x: attention(x, x, x, is_causal=True), 1, 2, 5, 4) == 2 * 2 * 2 * 5 * 5 * 4
+    assert products(lambda x: x.sort().values.softmax(-1).topk(2).values, 3, 7) == 0
+
+
+def test_an_unknown_operator_is_an_error() -> None:
+    with pytest.raises(UncountedOperationError, match=r"aten::(_?linalg|svd|fft)"):
+        FlopCounter(Layer(torch.fft.fft), (torch.randn(4, 4),)).counts()
+
+
+@pytest.mark.parametrize("specification", ["none", "fastv:K=2,R=0.6", "vtw:K=3", "aim:retention=0.5,l1=2,l2=5"])
+def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
+    model = tiny_model("llava", layers=6)
+    inputs = tiny_inputs(model, "single")
+    reducer = load_zoo().build(specification)
+    with torch.no_grad(), apply(model, reducer) as run:
+        cache = model(**inputs, use_cache=True).past_key_values
+        sizes = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
+        cost = price_trace(run.trace, architecture_of(model), reducer, dtype="float32", decode=1)
+        assert sizes == list(cost.kv_bytes_per_layer)
+        prompt = inputs["input_ids"].shape[1]
+        step = {
+            "input_ids": torch.tensor([[5]]),
+            "attention_mask": torch.ones(1, prompt + 1, dtype=torch.long),
+            "position_ids": torch.tensor([[prompt]]),
+        }
+        with FlopCounterMode(display=False, custom_mapping=CUSTOM) as mode:
+            model(**step, past_key_values=cache, use_cache=True)
+    assert cost.decode is not None
+    assert mode.get_total_flops() == cost.decode.flops
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == cost.decode.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "specification"),
+    [
+        ("llava-1.5-7b", "aim@image-high"),
+        ("llava-1.5-7b", "pdrop"),
+        ("llava-1.5-7b", "prumerge_plus:mode=fixed"),
+        ("llava-onevision-7b", "fastv"),
+        ("qwen2.5-vl-7b", "vtw"),
+    ],
+)
+def test_the_true_shape_without_weights(name: str, specification: str) -> None:
+    model = load_architecture(name)
+    tokens = 64 if "qwen" in name else None  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
+    workload = model.video_workload(2) if "onevision" in name else model.image_workload(tokens=tokens)
+    reducer = load_zoo().build(specification)
+    counted = count_shape(model, workload, reducer)
+    cost = price(model, workload, reducer)
+    assert counted.flops == counted.counted.torch_flops == cost.flops
+    parts = counted.parts
+    assert parts["vision"] == cost.part("vision").flops
+    assert parts["projector"] == cost.part("projector").flops
+    assert parts["decoder"] == sum(part.flops for part in cost.layers)
+    assert parts["lm_head"] == cost.part("lm head").flops
+    assert parts["method"] == cost.part("method").flops
+
+
+def test_the_command_counts() -> None:
+    arguments = ["--arch", "llava-onevision-0.5b", "--frames", "1", "--methods", "fastv", "--counted", "--format", "json"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)[1]["rows"][0]
+    assert row["counted"] == row["computed"] and row["difference"] == 0

@@ -1,0 +1,119 @@
+"""The four studies run, and their tables are what was measured; the text experiment hides what it says it hides."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tokenzoo import UserError, cli
+from tokenzoo.comparison.store import Store
+from tokenzoo.studies import STUDIES, common, layers, overhead, text_tokens, tradeoff
+from tokenzoo.testing import tiny_inputs, tiny_model
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store") / "results.sqlite")
+    return common.open_lab("embedded:llava", "attribute", 2, 0, store, None, False)
+
+
+@pytest.mark.parametrize(("module", "rows"), [(tradeoff, 13), (layers, 10), (overhead, 6), (text_tokens, 9)])
+def test_a_study_has_table_plot_and_verdict(lab, module, rows, monkeypatch):
+    monkeypatch.setattr(overhead, "ROUNDS", 2)
+    study = module.run(lab)
+    assert len(study.rows) == rows and all(len(row) == len(study.header) for row in study.rows)
+    assert study.verdict in ("agrees", "partly agrees", "differs") and study.here and study.paper
+    assert study.plot().axes and json.dumps(study.data)
+
+
+def test_every_study_is_a_command():
+    from tokenzoo.commands.study import NAMES
+
+    assert tuple(STUDIES) == NAMES
+
+
+def test_the_window_grid_scales_to_the_depth():
+    assert [layers._scaled(window, 28) for window in layers.PAPER] == list(layers.PAPER)
+    assert layers._scaled((28, 29), 12) == (12, 13) and layers._scaled((7, 8), 12) == (3, 4)
+    assert layers._scaled((14, 22), 12) == (6, 9) and layers._scaled((21, 29), 12) == (9, 13)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["text", "visual"])
+def test_hidden_tokens_reach_no_other_row(kind, attention):
+    """Changing the tokens that are hidden from layer 0 on changes no other row's logits; showing them does."""
+    model = tiny_model("llava")
+    model.set_attn_implementation(attention)
+    inputs = tiny_inputs(model, "left")
+    family = text_tokens.family_of(model)
+    decoder = family.decoder(model)
+    first = decoder.layers[0]
+
+    def last_logits(noise: bool, layer: int | None) -> torch.Tensor:
+        hidden = {}
+
+        def spoil(module, args, kwargs):
+            mask = kwargs.get("attention_mask")
+            states = args[0].clone()
+            if noise:
+                rows = hidden.setdefault("rows", ~_seen(mask, inputs))
+                states[rows] += 1
+            return (states, *args[1:]), kwargs
+
+        with torch.no_grad(), text_tokens.hidden_tokens(model, layer, kind, 0.5, seed=3):
+            handle = first.register_forward_pre_hook(spoil, with_kwargs=True)
+            try:
+                return model(**inputs).logits[:, -1]
+            finally:
+                handle.remove()
+
+    plain = last_logits(False, 0)
+    torch.testing.assert_close(last_logits(True, 0), plain)
+    assert not torch.allclose(last_logits(False, None), plain)
+
+
+def _seen(mask, inputs):
+    """Which columns the last row attends to, or padding (left alone)."""
+    last = mask[:, 0, -1]
+    seen = last if last.dtype == torch.bool else last == 0
+    return seen | ~inputs["attention_mask"].bool()
+
+
+def test_what_is_hidden_stays_hidden_while_decoding():
+    model = tiny_model("llava")
+    inputs = tiny_inputs(model, "left")
+    masks = []
+    with text_tokens.hidden_tokens(model, 0, "visual", 0.5, seed=3):
+        layer = model.model.language_model.layers[0]
+        handle = layer.register_forward_pre_hook(lambda m, a, kw: masks.append(kw["attention_mask"][:, 0, -1]), with_kwargs=True)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        handle.remove()
+    prompt = inputs["input_ids"].shape[1]
+    assert [mask.shape[-1] for mask in masks] == [prompt, prompt + 1, prompt + 2]
+    for mask in masks[1:]:
+        assert torch.equal(mask[:, :prompt], masks[0]) and mask[:, prompt:].all()
+    assert (~masks[0] & inputs["attention_mask"].bool()).sum(1).tolist() == [18, 18, 18]
+
+
+def test_nothing_is_left_on_the_model():
+    model = tiny_model("llava")
+    before = sum(len(module._forward_pre_hooks) for module in model.modules())
+    with text_tokens.hidden_tokens(model, 1, "text", 0.5, seed=0):
+        assert sum(len(module._forward_pre_hooks) for module in model.modules()) > before
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == before
+
+
+def test_one_kind_of_input_at_a_time():
+    with pytest.raises(UserError, match="one kind of input"):
+        common.open_lab("embedded", "all", 1, 0, None, None, False)
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
+    out = tmp_path / "out"
+    assert cli.run(["study", "layers", "--tasks", "attribute", "--limit", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Here: " in printed and "Paper: " in printed and max(map(len, printed.splitlines())) <= 100
+    assert sorted(path.name for path in out.iterdir()) == ["layers.json", "layers.pdf", "layers.png"]

@@ -1,0 +1,157 @@
+"""Real Hugging Face models of an architecture's shape, without weights, and inputs of a workload's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenzoo.cost.architecture import ModelArchitecture
+from tokenzoo.cost.vision import view_grids
+from tokenzoo.cost.weightless import Weightless, empty_out, hollow
+from tokenzoo.counting.counted import Counted, count
+from tokenzoo.errors import UserError
+from tokenzoo.method.workload import Workload
+
+TEXT, IMAGE, VIDEO, START = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class ShapeCount:
+    """What was counted on a forward of this shape, and its parts."""
+
+    counted: Counted
+
+    @property
+    def flops(self) -> int:
+        return self.counted.flops
+
+    @property
+    def parts(self) -> dict[str, int]:
+        module = self.counted.module
+        merger = module("model.visual.merger")
+        return {
+            "vision": module("model.vision_tower") + module("model.visual") - merger,
+            "projector": module("model.multi_modal_projector") + merger,
+            "decoder": module("model.language_model"),
+            "lm_head": module("lm_head"),
+            "method": self.counted.method,
+        }
+
+
+def count_shape(model: ModelArchitecture, workload: Workload, reducer: Any = None, batch: int = 1) -> ShapeCount:
+    """Count a forward of `model`'s true shape with `reducer` at work, with the LM head on the last position.
+
+    Raises UserError where the workload is none that a model of this architecture makes of its pictures.
+    """
+    real = empty_out(build(model))
+    inputs = {**inputs_of(model, workload, batch), "logits_to_keep": 1}
+    with Weightless():
+        return ShapeCount(count(real, inputs, reducer))
+
+
+def build(model: ModelArchitecture) -> nn.Module:
+    """The Hugging Face model of this shape on the meta device; raises UserError where the family is unknown."""
+    import transformers
+
+    hf: Any = transformers
+    decoder, tower = model.decoder, model.vision
+    text: dict[str, Any] = {
+        "hidden_size": decoder.hidden,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "intermediate_size": decoder.intermediate,
+        "vocab_size": decoder.vocab,
+        "max_position_embeddings": 1 << 20,
+    }
+    if tower is None or model.projector is None:
+        raise UserError(f"'{model.name}' has no vision tower to run. Choose a whole model, such as llava-1.5-7b.")
+    tokens: dict[str, Any] = {"image_token_index": IMAGE}
+    if tower.kind == "vit":
+        sizes: dict[str, Any] = {
+            "hidden_size": tower.hidden,
+            "num_hidden_layers": tower.layers,
+            "num_attention_heads": tower.heads,
+            "intermediate_size": tower.intermediate,
+            "patch_size": tower.patch,
+            "image_size": tower.image_size,
+        }
+        if not tower.class_token:
+            vision = hf.SiglipVisionConfig(**sizes, vision_use_head=False)
+            config = hf.LlavaOnevisionConfig(
+                vision_config=vision, text_config=hf.Qwen2Config(**text), video_token_index=VIDEO, **tokens
+            )
+            family = hf.LlavaOnevisionForConditionalGeneration
+        else:
+            vision, language = hf.CLIPVisionConfig(**sizes), hf.LlamaConfig(**text)
+            if model.image and len(model.image.encoder_views) > 1:
+                side = 2 * tower.image_size
+                config = hf.LlavaNextConfig(
+                    vision_config=vision, text_config=language, image_grid_pinpoints=[[side, side]], **tokens
+                )
+                family = hf.LlavaNextForConditionalGeneration
+            else:
+                config = hf.LlavaConfig(vision_config=vision, text_config=language, **tokens)
+                family = hf.LlavaForConditionalGeneration
+    else:
+        config, family = _qwen(hf, model, text)
+    with torch.device("meta"):
+        return family(config)
+
+
+def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower, head = model.vision, model.decoder.head_dim
+    assert tower is not None
+    section = [head // 8, head * 3 // 16, head // 2 - head // 8 - head * 3 // 16]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": section}
+    tokens = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START}
+    sizes: dict[str, Any] = {
+        "depth": tower.layers,
+        "num_heads": tower.heads,
+        "patch_size": tower.patch,
+        "temporal_patch_size": tower.temporal_patch,
+        "spatial_merge_size": tower.merge,
+    }
+    if tower.kind == "qwen2.5-vl":
+        sizes |= {"hidden_size": tower.hidden, "intermediate_size": tower.intermediate, "window_size": tower.window}
+        sizes |= {"out_hidden_size": model.decoder.hidden, "fullatt_block_indexes": list(tower.full_attention_layers)}
+        config = hf.Qwen2_5_VLConfig(vision_config=sizes, text_config=text, **tokens)
+        return config, hf.Qwen2_5_VLForConditionalGeneration
+    sizes |= {"embed_dim": tower.hidden, "hidden_size": model.decoder.hidden, "mlp_ratio": tower.intermediate // tower.hidden}
+    return hf.Qwen2VLConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen2VLForConditionalGeneration
+
+
+def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> dict[str, Any]:
+    """Inputs with this workload's pictures, each followed by the text's share, for `batch` equal samples."""
+    tower = model.vision
+    assert tower is not None
+    kinds = {source.kind for source in workload.sources}
+    if len(kinds) != 1:
+        raise UserError("A forward of this shape is counted with pictures of one kind: images or a video.")
+    video = kinds == {"video"}
+    row = [TEXT] * (workload.text_tokens - 1)
+    for source in workload.sources:
+        row += [VIDEO if video else IMAGE] * source.tokens
+    ids = torch.tensor([[*row, TEXT]] * batch)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    views = [len(source.before_projector) for source in workload.sources]
+    if tower.kind != "vit":
+        grids, merge = view_grids(workload), tower.merge
+        starts = [sum(views[:index]) for index in range(len(views))]
+        grid = [(n, grids[s][0] * merge, grids[s][1] * merge) for n, s in zip(views, starts, strict=True)] * batch
+        width = tower.channels * tower.temporal_patch * tower.patch**2
+        pixels = hollow((sum(t * h * w for t, h, w in grid), width))
+        names = ("pixel_values_videos", "video_grid_thw") if video else ("pixel_values", "image_grid_thw")
+        kind = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        return {**inputs, names[0]: pixels, names[1]: torch.tensor(grid), "mm_token_type_ids": kind}
+    side, channels, pictures = tower.image_size, tower.channels, batch * len(views)
+    if video:
+        return {**inputs, "pixel_values_videos": hollow((pictures, views[0], channels, side, side))}
+    if model.image and len(model.image.encoder_views) > 1:
+        tiles = round((views[0] - 1) ** 0.5) if views[0] > 1 else 1
+        sizes = torch.tensor([[tiles * side, tiles * side]] * pictures)
+        return {**inputs, "pixel_values": hollow((pictures, views[0], channels, side, side)), "image_sizes": sizes}
+    return {**inputs, "pixel_values": hollow((pictures, channels, side, side))}

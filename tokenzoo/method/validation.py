@@ -1,0 +1,65 @@
+"""What a method may return, checked before the host acts on it, so that a faulty method fails in its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from tokenzoo.errors import FailedError
+from tokenzoo.method.reducer import Reduction
+
+
+class InvalidReductionError(FailedError):
+    """A method returned something that is no reduction of the tokens it was given."""
+
+
+def check_reduction(
+    result: torch.Tensor | Reduction, tokens: torch.Tensor, method: str, where: str, unique_anchors: bool
+) -> None:
+    """Raise InvalidReductionError unless `result` is a valid reduction of `tokens` [count, width]."""
+
+    def fail(problem: str) -> None:
+        raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
+
+    count = len(tokens)
+    merged = isinstance(result, Reduction)
+    index = result.anchors if isinstance(result, Reduction) else result
+    if not isinstance(index, torch.Tensor):
+        fail(f"must return an index tensor, a Reduction or None, not {type(index).__name__}.")
+    if index.dtype != torch.long or index.ndim != 1:
+        fail(f"kept indices must be a long tensor [kept], not {index.dtype} {list(index.shape)}.")
+    if index.device != tokens.device:
+        fail(f"kept indices lie on {index.device}, the tokens on {tokens.device}.")
+    if not index.is_meta:
+        check_values(index, count, unique_anchors or not merged, fail)
+    if isinstance(result, Reduction):
+        check_features(result.features, len(index), tokens, fail)
+
+
+def check_values(index: torch.Tensor, count: int, unique: bool, fail: Callable[[str], None]) -> None:
+    """Indices within range and, where they must be, different from each other.
+
+    A GPU is waited for once: what is wrong is looked up only when something is.
+    """
+    ascending = index.sort().values
+    outside = ((ascending < 0) | (ascending >= count)).any()
+    twice = (ascending[1:] == ascending[:-1]).any() if unique else outside
+    if not bool(outside | twice):
+        return
+    if bool(outside):
+        fail(f"kept index {int(ascending[0])}..{int(ascending[-1])} is out of range: {count} visual tokens were given.")
+    fail("the same token is kept twice.")
+
+
+def check_features(features: torch.Tensor, kept: int, tokens: torch.Tensor, fail: Callable[[str], None]) -> None:
+    """Merged features of the right shape and type, all finite, no more than there were."""
+    count, width = tokens.shape
+    if tuple(features.shape) != (kept, width):
+        fail(f"features have shape {list(features.shape)}, expected [{kept}, {width}].")
+    if features.dtype != tokens.dtype:
+        fail(f"features are {features.dtype}, the tokens {tokens.dtype}.")
+    if kept > count:
+        fail(f"{kept} tokens were made of {count}: a reduction cannot grow.")
+    if not features.is_meta and not bool(torch.isfinite(features).all()):
+        fail("features hold NaN or infinity.")

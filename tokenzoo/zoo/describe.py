@@ -1,0 +1,164 @@
+"""A method in words, for `tokenzoo list`, `tokenzoo show` and the method pages of the documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.signatures import HOOKS
+from tokenzoo.zoo.plugins import Plugin, Zoo
+from tokenzoo.zoo.registry import Method
+
+_NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its type in words, its default as written on the command line, what it does."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that `show` prints about a method."""
+
+    name: str
+    title: str
+    summary: str
+    documentation: str
+    hooks: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    positions: str
+    budget: str
+    families: str
+    method: Method
+    plugin: Plugin
+
+
+def describe(zoo: Zoo, name: str) -> Description:
+    """Describe a method. Raises UserError for one that is unknown or failed to load."""
+    cls = zoo.method(name)
+    entry = zoo.registry.methods.get(name, Method())
+    documentation = inspect.cleandoc(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
+    if documentation.startswith(f"{cls.__name__}("):  # what @dataclass writes where there is none
+        documentation = ""
+    hooks = tuple(hook for hook in HOOKS if getattr(cls, hook) is not getattr(TokenReducer, hook))
+    return Description(
+        name=name,
+        title=entry.title or cls.__name__,
+        summary=entry.summary or first_sentence(documentation),
+        documentation=documentation,
+        hooks=hooks,
+        parameters=parameters(cls),
+        positions=_positions(cls, hooks),
+        budget=_budget(cls),
+        families=_families(hooks),
+        method=entry,
+        plugin=zoo.info(name),
+    )
+
+
+def parameters(cls: type[TokenReducer]) -> tuple[Parameter, ...]:
+    """The parameters of a method in the order they are declared."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = []
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        about = parameter_description(cls, field.name, hints[field.name])
+        found.append(Parameter(field.name, type_in_words(hints[field.name]), value_as_written(default), about))
+    return tuple(found)
+
+
+def parameter_description(cls: type[TokenReducer], name: str, hint: Any) -> str:
+    """What a parameter does: its Field's description, else the docstring's sentence that names it, if it is short."""
+    for metadata in _metadata(hint):
+        if getattr(metadata, "description", None):
+            return str(metadata.description)
+    text = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
+    for sentence in re.split(r"(?<=[.;:)])\s+(?=[A-Z`*])", text):
+        if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", sentence):
+            return sentence if len(sentence) <= 140 else "see above"
+    return ""
+
+
+def _metadata(hint: Any) -> list[Any]:
+    own = list(getattr(hint, "__metadata__", ()))
+    return own + [item for argument in typing.get_args(hint) for item in _metadata(argument)]
+
+
+def type_in_words(hint: Any) -> str:
+    """`integer ≥ 1`, `number > 0 and ≤ 1`, `up | down`, `list of integers`."""
+    if typing.get_origin(hint) is typing.Annotated:
+        base, *metadata = typing.get_args(hint)
+        bounds = [
+            f"{sign} {getattr(part, key)}"
+            for item in metadata
+            for part in (item, *getattr(item, "metadata", ()))
+            for key, sign in _BOUNDS.items()
+            if getattr(part, key, None) is not None
+        ]
+        return f"{type_in_words(base)} {' and '.join(dict.fromkeys(bounds))}".strip()
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(type_in_words(argument) for argument in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, tuple, set, frozenset) or _is_sequence(hint):
+        inner = [type_in_words(argument) for argument in typing.get_args(hint) if argument is not Ellipsis]
+        return f"list of {inner[0]}" if inner else "list"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _is_sequence(hint: Any) -> bool:
+    return getattr(typing.get_origin(hint), "__name__", "") == "Sequence"
+
+
+def value_as_written(value: Any) -> str:
+    """A value as it is written in a method's specification."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return "[" + ",".join(value_as_written(item) for item in value) + "]"
+    return str(value)
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line, without its full stop."""
+    line = " ".join(text.split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", line)[0].removesuffix(".")
+
+
+def _positions(cls: type[TokenReducer], hooks: tuple[str, ...]) -> str:
+    parts = []
+    for attribute, where, wanted in (
+        ("entry_positions", "before the LLM", {"before_projector", "pre_llm"}),
+        ("layer_positions", "inside the LLM", {"after_layer"}),
+    ):
+        if wanted & set(hooks):
+            value = getattr(cls, attribute)
+            parts.append(f"{value if isinstance(value, str) else 'by parameter'} {where}")
+    return ", ".join(parts) or "unchanged"
+
+
+def _budget(cls: type[TokenReducer]) -> str:
+    if not cls.fixed_schedule:
+        return "depends on the picture: priced from a recorded trace"
+    return "fixed by the parameters"
+
+
+def _families(hooks: tuple[str, ...]) -> str:
+    if "before_projector" in hooks:
+        return "all multimodal families (reads the vision encoder)"
+    return "all families, bare decoders included"
