@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tokenzoo import Reduction, Source, TokenReducer, UnsupportedError, UserError, Workload, ops
-from tokenzoo.method.reducer import PositionPolicy
+from tokenzoo import Architecture, PositionPolicy, Reduction, Source, TokenReducer, UserError, ops
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from tokenzoo.method.events import DecoderLayer, VisualTokens
+    from tokenzoo import DecoderLayer, VisualTokens
 
 #: l1 and l2 of the paper: Qwen2-7B (28 layers) and Vicuna-7B (32 layers); other depths get the former's shares.
 WINDOWS = {28: (14, 22), 32: (13, 21)}
@@ -63,25 +61,38 @@ class AIM(TokenReducer):
 
     name: ClassVar[str] = "aim"
 
-    @property
-    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
-
     def check(self) -> None:
         if self.l1 is not None and self.l2 is not None and self.l2 <= self.l1:
             raise UserError(f"AIM prunes from layer l1 to l2, so l2={self.l2} must be greater than l1={self.l1}.")
         if self.prune_before and self.l1 == 0:
             raise UserError("AIM with prune_before=True needs l1 >= 1: there is no layer before layer 0.")
 
-    def check_model(self, family: Any, architecture: Any) -> None:
+    def check_model(self, architecture: Architecture) -> None:
         self._window(architecture.layers)
-        if self.merge_at == "before_projector" and not architecture.encoder_layers:
-            raise UnsupportedError("A bare decoder has no projector to merge before. Set merge_at=pre_llm, or auto.")
 
     # --- merging ------------------------------------------------------------------------------------------------
 
-    def _merges_early(self, has_cls: bool, views: int) -> bool:
-        return self.merge_at == "before_projector" or (self.merge_at == "auto" and has_cls and views == 1)
+    def early(self, source: Source, architecture: Architecture) -> bool:
+        one_view = len(source.before_projector) == 1
+        return self.merge_at == "before_projector" or (self.merge_at == "auto" and architecture.has_cls and one_view)
+
+    def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
+        return [self._target(tokens) for tokens in views]
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        metric = None
+        if tokens.early:
+            metric = tokens.encoder_query_key(-1)[1][:, int(tokens.has_cls) :].flatten(0, 1)
+            metric = metric if tokens.anchors is None else metric[tokens.anchors]
+        return ops.merge_views(tokens.features, metric, tokens.views(), self._removals)
+
+    def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
+        by_keys = self.merge_at == "before_projector" or (self.merge_at == "auto" and architecture.has_cls)
+        return (architecture.encoder_layers - 1,) if by_keys else ()
+
+    def reduce_flops(self, views: Any, left: Any, source: Source, architecture: Architecture) -> int:
+        width = architecture.encoder_hidden if self.early(source, architecture) else architecture.hidden
+        return sum(ops.merge_flops(tokens, width, self._removals(tokens)) for tokens in views)
 
     def _target(self, tokens: int) -> int:
         """How many of a view's tokens are left in the end: at least one of any."""
@@ -97,28 +108,25 @@ class AIM(TokenReducer):
             tokens -= removals[-1]
         return removals
 
-    def _merge(self, tokens: VisualTokens, metric: torch.Tensor | None) -> Reduction | None:
-        views = tokens.views()
-        if not any(self._removals(len(view)) for view in views):
-            return None
-        return ops.merge_views(tokens.features, metric, views, self._removals)
-
-    def before_projector(self, tokens: VisualTokens) -> Reduction | None:
-        if not self._merges_early(tokens.has_cls, len(tokens.grids)):
-            return None
-        keys = tokens.encoder_query_key(max(tokens.recorded_layers))[1]
-        metric = keys[:, int(tokens.has_cls) :].flatten(0, 1)
-        return self._merge(tokens, metric if tokens.anchors is None else metric[tokens.anchors])
-
-    def pre_llm(self, tokens: VisualTokens) -> Reduction | None:
-        if self._merges_early(tokens.has_cls, len(tokens.grids)):
-            return None
-        return self._merge(tokens, None)
-
-    def encoder_layers(self, num_layers: int) -> Sequence[int]:
-        return (num_layers - 1,) if num_layers and self.merge_at != "pre_llm" else ()
-
     # --- pruning ------------------------------------------------------------------------------------------------
+
+    def kept(self, entered: int, layers: int) -> dict[int, int]:
+        l1, l2 = self._window(layers)
+        slope, kept = self.slope or 1 / (l2 - l1), {}
+        for layer in range(l1, layers):
+            rate = max(0.0, 1 - (layer - l1 + 1) * slope)
+            acts_after = layer - 1 if self.prune_before else layer
+            if 0 <= acts_after < layers - 1:
+                kept[acts_after] = int(rate * entered)
+            if rate == 0:
+                break
+        return kept
+
+    def score(self, layer: DecoderLayer) -> Tensor:
+        return layer.importance(self.temperature, self.iterations)
+
+    def score_flops(self, tokens: int, architecture: Architecture) -> int:
+        return ops.pagerank_flops(tokens, architecture.heads, architecture.head_dim, self.iterations)
 
     def _window(self, num_layers: int) -> tuple[int, int]:
         l1, l2 = WINDOWS.get(num_layers, (round(num_layers * 14 / 28), round(num_layers * 22 / 28)))
@@ -127,68 +135,3 @@ class AIM(TokenReducer):
         if first > num_layers or last <= first:
             raise UserError(f"AIM's pruning window l1={first}, l2={last} does not fit a model of {num_layers} layers.")
         return first, last
-
-    def _kept(self, entered: int, num_layers: int) -> dict[int, int]:
-        """For each layer after which tokens are pruned, how many stay."""
-        l1, l2 = self._window(num_layers)
-        slope, kept = self.slope or 1 / (l2 - l1), {}
-        for layer in range(l1, num_layers):
-            rate = max(0.0, 1 - (layer - l1 + 1) * slope)
-            acts_after = layer - 1 if self.prune_before else layer
-            if 0 <= acts_after < num_layers - 1:
-                kept[acts_after] = int(rate * entered)
-            if rate == 0:
-                break
-        return kept
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        return tuple(self._kept(0, num_layers))
-
-    def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-        count = self._kept(layer.entered, layer.num_layers)[layer.index]
-        return layer.keep_best(count, lambda: layer.importance(self.temperature, self.iterations))
-
-    # --- numbers ------------------------------------------------------------------------------------------------
-
-    def _merged_views(self, source: Source, workload: Workload) -> tuple[tuple[int, ...], bool]:
-        """The view sizes that merging starts from, and whether it happens before the projector."""
-        early = self._merges_early(workload.architecture.has_cls, len(source.before_projector))
-        return (source.before_projector if early else source.view_tokens), early
-
-    def _entry(self, workload: Workload) -> int:
-        entry = 0
-        for source in workload.sources:
-            views, early = self._merged_views(source, workload)
-            if early and any(map(self._removals, views)):
-                entry += sum(map(self._target, views)) + ops.structural_left(source)
-            else:
-                entry += sum(map(self._target, source.view_tokens)) + source.structural
-        return entry
-
-    def projector_tokens(self, workload: Workload) -> int:
-        total = 0
-        for source in workload.sources:
-            early = self._merged_views(source, workload)[1]
-            total += sum(map(self._target, source.before_projector) if early else source.before_projector)
-        return total
-
-    def schedule(self, workload: Workload) -> list[int]:
-        entered, layers = self._entry(workload), workload.architecture.layers
-        return ops.token_schedule(entered, self._kept(entered, layers), layers)
-
-    def overhead(self, workload: Workload) -> int:
-        """The similarities of each merging round, and PageRank at each layer that prunes."""
-        architecture, schedule, flops = workload.architecture, self.schedule(workload), 0
-        for source in workload.sources:
-            views, early = self._merged_views(source, workload)
-            width = architecture.encoder_hidden if early else architecture.hidden
-            flops += sum(ops.merge_flops(view, width, self._removals(view)) for view in views)
-        pruning = self._kept(schedule[0], architecture.layers)
-        for i in ops.acting_layers(schedule, pruning):
-            tokens = workload.text_tokens + schedule[i]
-            flops += ops.pagerank_flops(tokens, architecture.heads, architecture.head_dim, self.iterations)
-        return flops
-
-    def at_retention(self, retention: float) -> AIM:
-        """Merge down to `retention`; pruning goes on below it."""
-        return self.replace(retention=retention)  # type: ignore[return-value]

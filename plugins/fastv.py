@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import TokenReducer, UserError, Workload, ops
+from tokenzoo import Architecture, TokenReducer, ops
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from tokenzoo.method.events import DecoderLayer
+    from tokenzoo import DecoderLayer
 
 
 @dataclass
@@ -34,32 +33,14 @@ class FastV(TokenReducer):
 
     name: ClassVar[str] = "fastv"
 
-    def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-        return layer.keep_best(self._kept(layer.entered), lambda: layer.attention("last")[:, 0].mean(0))
+    def kept(self, entered: int, layers: int) -> dict[int, int]:
+        return {self.K - 1: round((1 - self.R) * entered) if self.rank is None else self.rank}
 
-    def _kept(self, entered: int) -> int:
-        return round((1 - self.R) * entered) if self.rank is None else self.rank
+    def score(self, layer: DecoderLayer) -> Tensor:
+        return layer.attention("last")[:, 0].mean(0)
 
-    def layers(self, num_layers: int) -> Sequence[int]:
-        return (self.K - 1,) if num_layers > self.K else ()
+    def score_flops(self, tokens: int, architecture: Architecture) -> int:
+        return ops.attention_flops(1, tokens, architecture.heads, architecture.head_dim)
 
-    def check_model(self, family: Any, architecture: Any) -> None:
-        if architecture.layers < self.K:
-            raise UserError(f"FastV's K={self.K} exceeds the {architecture.layers} layers of {architecture.name}.")
-
-    def schedule(self, workload: Workload) -> list[int]:
-        self.check_model(None, workload.architecture)
-        entered = workload.visual_tokens
-        return ops.token_schedule(entered, {self.K - 1: self._kept(entered)}, workload.architecture.layers)
-
-    def overhead(self, workload: Workload) -> int:
-        """One row of attention."""
-        architecture, schedule = workload.architecture, self.schedule(workload)
-        pruning = {layer: self._kept(workload.visual_tokens) for layer in self.layers(architecture.layers)}
-        return sum(
-            ops.attention_flops(1, workload.text_tokens + schedule[i], architecture.heads, architecture.head_dim)
-            for i in ops.acting_layers(schedule, pruning)
-        )
-
-    def at_retention(self, retention: float) -> FastV:
-        return self.replace(R=1 - retention, rank=None)  # type: ignore[return-value]
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        return self.replace(R=1 - retention, rank=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenzoo import TokenReducer, Workload
+from tokenzoo import TokenReducer
 
 
 @dataclass
@@ -14,10 +14,5 @@ class Identity(TokenReducer):
 
     name: ClassVar[str] = "none"
 
-    def schedule(self, workload: Workload) -> list[int]:
-        return [workload.visual_tokens] * workload.architecture.layers
-
-    def at_retention(self, retention: float) -> Identity:
-        if retention < 1:
-            return super().at_retention(retention)  # type: ignore[return-value]
-        return self
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        return self if retention >= 1 else super().at_retention(retention, layers)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import TokenReducer, UnreachableError, UserError, Workload, ops
-from tokenzoo.method.reducer import PositionPolicy
+from tokenzoo import Architecture, PositionPolicy, TokenReducer, UnreachableError, UserError, ops
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from tokenzoo.method.events import DecoderLayer
+    from tokenzoo import DecoderLayer
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -39,10 +37,6 @@ class PyramidDrop(TokenReducer):
 
     name: ClassVar[str] = "pdrop"
 
-    @property
-    def layer_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
-
     def check(self) -> None:
         stages = 3 if self.layer_list is None else len(self.layer_list)
         if stages != len(self.ratios):
@@ -52,42 +46,18 @@ class PyramidDrop(TokenReducer):
         if list(self.ratios) != sorted(self.ratios, reverse=True):
             raise UserError(f"PDrop's ratios must not increase, {self.ratios} do: dropped tokens cannot come back.")
 
-    def check_model(self, family: Any, architecture: Any) -> None:
-        if self.layer_list and self.layer_list[-1] > architecture.layers:
-            raise UserError(
-                f"PDrop's layer_list {self.layer_list} exceeds the {architecture.layers} layers of {architecture.name}."
-            )
+    def kept(self, entered: int, layers: int) -> dict[int, int]:
+        starts = self.layer_list or tuple(layers * stage // 4 for stage in (1, 2, 3) if layers * stage // 4)
+        return {start - 1: int(entered * ratio) for start, ratio in zip(starts, self.ratios[-len(starts) :], strict=True)}
 
-    def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-        count = self._kept(layer.entered, layer.num_layers)[layer.index]
-        return layer.keep_best(count, lambda: layer.next_attention("last")[:, 0].mean(0))
+    def score(self, layer: DecoderLayer) -> Tensor:
+        return layer.next_attention("last")[:, 0].mean(0)
 
-    def _kept(self, entered: int, num_layers: int) -> dict[int, int]:
-        """For each layer after which tokens are dropped, how many stay."""
-        starts = self.layer_list or tuple(num_layers * stage // 4 for stage in (1, 2, 3))
-        stages = zip(starts, self.ratios, strict=True)
-        return {start - 1: int(entered * ratio) for start, ratio in stages if 1 <= start < num_layers}
+    def score_flops(self, tokens: int, architecture: Architecture) -> int:
+        width, heads = architecture.head_dim, architecture.heads + tokens * architecture.kv_heads
+        return 2 * architecture.hidden * width * heads + ops.attention_flops(1, tokens, architecture.heads, width)
 
-    def layers(self, num_layers: int) -> Sequence[int]:
-        return tuple(self._kept(0, num_layers))
-
-    def schedule(self, workload: Workload) -> list[int]:
-        self.check_model(None, workload.architecture)
-        entered, layers = workload.visual_tokens, workload.architecture.layers
-        return ops.token_schedule(entered, self._kept(entered, layers), layers)
-
-    def overhead(self, workload: Workload) -> int:
-        """At each stage the next layer's q of one row, its k of all rows, and one row of attention."""
-        architecture, schedule = workload.architecture, self.schedule(workload)
-        pruning = self._kept(workload.visual_tokens, architecture.layers)
-        flops = 0
-        for i in ops.acting_layers(schedule, pruning):
-            tokens, width = workload.text_tokens + schedule[i], architecture.head_dim
-            flops += 2 * architecture.hidden * width * (architecture.heads + tokens * architecture.kv_heads)
-            flops += ops.attention_flops(1, tokens, architecture.heads, width)
-        return flops
-
-    def at_retention(self, retention: float) -> PyramidDrop:
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
         """Ratios x, x², x³ such that four equally long stages keep `retention` of the tokens on average."""
         if retention < 0.25:
             raise UnreachableError(
@@ -98,4 +68,4 @@ class PyramidDrop(TokenReducer):
             middle = (low + high) / 2
             low, high = (middle, high) if 1 + middle + middle**2 + middle**3 < 4 * retention else (low, middle)
         ratios = tuple(round(high**stage, 4) for stage in (1, 2, 3))
-        return self.replace(layer_list=None, ratios=ratios)  # type: ignore[return-value]
+        return self.replace(layer_list=None, ratios=ratios)

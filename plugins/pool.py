@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import DataDependentError, Reduction, Source, TokenReducer, UnsupportedError, Workload, ops
+from tokenzoo import DataDependentError, PositionPolicy, Reduction, Source, TokenReducer, ops
 from tokenzoo.lazy import torch
-from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
-    from tokenzoo.method.events import VisualTokens
+    from tokenzoo import VisualTokens
 
 
 @dataclass
@@ -29,15 +28,13 @@ class AveragePooling(TokenReducer):
 
     name: ClassVar[str] = "pool"
 
-    @property
-    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
+    whole_views: ClassVar[bool] = True
 
-    def pre_llm(self, tokens: VisualTokens) -> Reduction | None:
-        if self.stride == 1 or not len(tokens.features):
-            return None
-        if tokens.anchors is not None:
-            raise UnsupportedError("'pool' needs whole grids, but another method was first. Write it first: 'pool+…'.")
+    def left(self, views: tuple[int, ...], source: Source, architecture: Any) -> list[int]:
+        grids = source.grids or [(1, tokens) for tokens in views]
+        return [self._windows(grid, tokens) for grid, tokens in zip(grids, views, strict=True)]
+
+    def reduce(self, tokens: VisualTokens) -> Reduction:
         features, anchors, windows, offset, outputs = [], [], [], 0, 0
         for view, shape in zip(tokens.views(), tokens.grids, strict=True):
             grid = shape if shape[0] > 1 else _grid(len(view))
@@ -52,26 +49,18 @@ class AveragePooling(TokenReducer):
         device = tokens.features.device
         return Reduction(torch.cat(features), torch.cat(anchors).to(device), torch.cat(windows).to(device))
 
-    def schedule(self, workload: Workload) -> list[int]:
-        if workload.recorded is not None:
-            return [sum(map(sum, workload.recorded))] * workload.architecture.layers
-        kept = sum(sum(self._pooled(source)) + source.structural for source in workload.sources)
-        return [kept] * workload.architecture.layers
-
-    def _pooled(self, source: Source) -> list[int]:
-        """Tokens left of each view; where grids are not known they are taken as squares."""
-        grids = source.grids or [(1, tokens) for tokens in source.view_tokens]
-        return [self._windows(grid, tokens) for grid, tokens in zip(grids, source.view_tokens, strict=True)]
-
     def _windows(self, shape: tuple[int, int], tokens: int) -> int:
         grid = shape if shape[0] > 1 else _grid(tokens)
         if grid[0] == 1 and tokens > 1 and self.stride > 1:
             raise DataDependentError(f"'pool' cannot tell the grid of {tokens} tokens, which is not square.")
         return math.ceil(grid[0] / self.stride) * math.ceil(grid[1] / self.stride)
 
-    def at_retention(self, retention: float) -> AveragePooling:
-        """The stride whose square is nearest to 1 / retention."""
-        return self.replace(stride=max(1, round(retention**-0.5)))  # type: ignore[return-value]
+    def reduce_flops(self, views: Any, left: Any, source: Any, architecture: Any) -> int:
+        return 0
+
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        """The smallest stride that keeps no more: a window of s² tokens becomes one."""
+        return self.replace(stride=max(1, math.ceil(retention**-0.5 - 1e-9)))
 
 
 def _grid(tokens: int) -> tuple[int, int]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tokenzoo import DataDependentError, Reduction, TokenReducer, UnsupportedError, Workload, ops
+from tokenzoo import Architecture, PositionPolicy, Reduction, Source, TokenReducer, ops
 from tokenzoo.lazy import torch
-from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenzoo.method.events import VisualTokens
+    from tokenzoo import VisualTokens
 
 
 @dataclass
@@ -43,37 +41,29 @@ class PruMerge(TokenReducer):
 
     name: ClassVar[str] = "prumerge"
 
-    @property
-    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
+    whole_views: ClassVar[bool] = True
 
-    @property
-    def fixed_schedule(self) -> bool:  # type: ignore[override]
-        return self.mode == "fixed" or self.tokens is not None
+    def early(self, source: Source, architecture: Architecture) -> bool:
+        return True
 
-    def check_model(self, family: Any, architecture: Any) -> None:
-        if not architecture.encoder_layers:
-            raise UnsupportedError(
-                f"'{self.name}' reads the vision encoder's attention, and a bare decoder has no encoder. "
-                "Apply it to the whole multimodal model."
-            )
+    def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int] | None:
+        if self.mode == "adaptive" and self.tokens is None:
+            return None
+        return [min(t, self.picks(t, budget) + 1) for t, budget in zip(views, _spread(self.tokens, len(views)), strict=True)]
 
-    def encoder_layers(self, num_layers: int) -> Sequence[int]:
-        return (num_layers - 1,) if num_layers else ()
+    def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
+        return (architecture.encoder_layers - 1,)
 
-    def before_projector(self, tokens: VisualTokens) -> Reduction | None:
-        if tokens.anchors is not None:
-            raise UnsupportedError(f"'{self.name}' needs the encoder's whole views. Write it first: '{self.name}+…'.")
-        query, key = tokens.encoder_query_key(max(tokens.recorded_layers))
+    def reduce(self, tokens: VisualTokens) -> Reduction:
+        query, key = tokens.encoder_query_key(-1)
         budgets = _spread(self.tokens, len(tokens.grids))
-        parts, changed, offset = [], False, 0
+        parts, offset = [], 0
         into = torch.full((len(tokens.features),), -1, device=tokens.features.device)
         for number, view in enumerate(tokens.views()):
             attention = encoder_attention(query[number], key[number], tokens.has_cls)
             picked = self.pick(attention, budgets[number])
             if len(picked) + 1 < len(view):
                 part = self.merge(tokens.features[view], key[number, int(tokens.has_cls) :], attention, picked)
-                changed = True
             else:
                 everything = torch.arange(len(view), device=view.device)
                 part = Reduction(tokens.features[view], everything, everything)
@@ -81,8 +71,6 @@ class PruMerge(TokenReducer):
             into[view] = torch.where(part.assignment < 0, -1, part.assignment + offset)
             parts.append((part.features, view[part.anchors]))
             offset += len(part.features)
-        if not changed:
-            return None
         return Reduction(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), into)
 
     def pick(self, attention: Tensor, budget: int | None) -> Tensor:
@@ -126,46 +114,16 @@ class PruMerge(TokenReducer):
             return int(tokens * self.ratio)
         return tokens if budget >= tokens else max(budget - 1, 0)
 
-    def _view_counts(self, workload: Workload) -> list[list[int]]:
-        """Tokens left of each view of each source."""
-        if self.fixed_schedule:
-            return [
-                [
-                    min(tokens, self.picks(tokens, budget) + 1)
-                    for tokens, budget in zip(views, _spread(self.tokens, len(views)), strict=True)
-                ]
-                for views in (source.before_projector for source in workload.sources)
-            ]
-        if workload.recorded is None:
-            raise DataDependentError(f"'{self.name}' keeps as many tokens as the picture asks for: set tokens=.")
-        pairs = zip(workload.sources, workload.recorded, strict=True)
-        return [list(counts[: len(source.before_projector)]) for source, counts in pairs]
-
-    def projector_tokens(self, workload: Workload) -> int:
-        return sum(map(sum, self._view_counts(workload)))
-
-    def schedule(self, workload: Workload) -> list[int]:
-        if not self.fixed_schedule and workload.recorded is not None:
-            entered = sum(map(sum, workload.recorded))
-        else:
-            pairs = zip(workload.sources, map(sum, self._view_counts(workload)), strict=True)
-            entered = sum(
-                left + ops.structural_left(source) if left < sum(source.before_projector) else source.tokens
-                for source, left in pairs
-            )
-        return [entered] * workload.architecture.layers
-
-    def overhead(self, workload: Workload) -> int:
+    def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Any, architecture: Architecture) -> int:
         """The query's row of attention in each view, and the similarities of kept tokens and candidates."""
-        width, flops = workload.architecture.encoder_hidden, 0
-        for source, left in zip(workload.sources, self._view_counts(workload), strict=True):
-            for tokens, kept in zip(source.before_projector, left, strict=True):
-                flops += ops.attention_flops(1, tokens + workload.architecture.has_cls, 1, width)
-                flops += 2 * (kept - 1) * tokens * width if 0 < kept < tokens else 0
+        width, flops = architecture.encoder_hidden, 0
+        for tokens, kept in zip(views, left, strict=True):
+            flops += ops.attention_flops(1, tokens + architecture.has_cls, 1, width)
+            flops += 2 * (kept - 1) * tokens * width if 0 < kept < tokens else 0
         return flops
 
-    def at_retention(self, retention: float) -> PruMerge:
-        return self.replace(mode="fixed", ratio=retention, tokens=None)  # type: ignore[return-value]
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        return self.replace(mode="fixed", ratio=retention, tokens=None)
 
 
 def encoder_attention(query: Tensor, key: Tensor, has_cls: bool) -> Tensor:

@@ -75,10 +75,10 @@ class PruMergePlus(PruMerge):
         rest = super().unpicked(picked.unique(), total)
         return rest[len(rest) - (total - len(picked)) :]
 
-    def at_retention(self, retention: float) -> PruMergePlus:
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
         """Half attended, half grid."""
         ratio = retention / 2 if retention < 1 else 1.0
-        return self.replace(mode="fixed", ratio=ratio, tokens=None)  # type: ignore[return-value]
+        return self.replace(mode="fixed", ratio=ratio, tokens=None)
 
 
 def _without(indices: Tensor, taken: Tensor) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import TokenReducer, Workload
+from tokenzoo import PositionPolicy, TokenReducer
 from tokenzoo.lazy import torch
-from tokenzoo.method.reducer import PositionPolicy
 
 if TYPE_CHECKING:
-    from tokenzoo.method.events import VisualTokens
+    from torch import Tensor
+
+    from tokenzoo import VisualTokens
 
 
 @dataclass
@@ -28,21 +29,14 @@ class RandomSelection(TokenReducer):
 
     name: ClassVar[str] = "random"
 
-    @property
-    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
+    def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> int:
+        return round(self.retention * sum(views))
 
-    def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | None:
+    def reduce(self, tokens: VisualTokens) -> Tensor:
         total = len(tokens.features)
-        count = round(self.retention * total)
-        if count == total:
-            return None
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + total) % 2**63)
-        return torch.randperm(total, generator=generator, device="cpu")[:count].sort().values.to(tokens.features.device)
+        order = torch.randperm(total, generator=generator, device="cpu")
+        return order[: tokens.count].sort().values.to(tokens.features.device)
 
-    def schedule(self, workload: Workload) -> list[int]:
-        kept = sum(round(self.retention * sum(s.view_tokens)) + s.structural for s in workload.sources)
-        return [kept] * workload.architecture.layers
-
-    def at_retention(self, retention: float) -> RandomSelection:
-        return self.replace(retention=retention)  # type: ignore[return-value]
+    def reduce_flops(self, views: Any, left: Any, source: Any, architecture: Any) -> int:
+        return 0

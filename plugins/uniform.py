@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import TokenReducer, Workload, ops
-from tokenzoo.lazy import torch
-from tokenzoo.method.reducer import PositionPolicy
+from tokenzoo import PositionPolicy, TokenReducer, ops
 
 if TYPE_CHECKING:
-    from tokenzoo.method.events import VisualTokens
+    from torch import Tensor
+
+    from tokenzoo import VisualTokens
 
 
 @dataclass
@@ -24,18 +24,11 @@ class UniformSelection(TokenReducer):
 
     name: ClassVar[str] = "uniform"
 
-    @property
-    def entry_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
+    def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> int:
+        return round(self.retention * sum(views))
 
-    def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | None:
-        total = len(tokens.features)
-        count = round(self.retention * total)
-        return None if count == total else ops.uniform_indices(total, count).to(tokens.features.device)
+    def reduce(self, tokens: VisualTokens) -> Tensor:
+        return ops.uniform_indices(len(tokens.features), tokens.count or 0).to(tokens.features.device)
 
-    def schedule(self, workload: Workload) -> list[int]:
-        kept = sum(round(self.retention * sum(s.view_tokens)) + s.structural for s in workload.sources)
-        return [kept] * workload.architecture.layers
-
-    def at_retention(self, retention: float) -> UniformSelection:
-        return self.replace(retention=retention)  # type: ignore[return-value]
+    def reduce_flops(self, views: Any, left: Any, source: Any, architecture: Any) -> int:
+        return 0

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 import tokenzoo
-from tokenzoo import TokenReducer, UnreachableError, UserError, Workload, ops
+from tokenzoo import PositionPolicy, TokenReducer, UnreachableError, UserError
 from tokenzoo.lazy import torch
-from tokenzoo.method.reducer import PositionPolicy
-
-if TYPE_CHECKING:
-    from tokenzoo.method.events import DecoderLayer
 
 
 @dataclass
@@ -31,31 +27,16 @@ class VisualTokensWithdrawal(TokenReducer):
 
     name: ClassVar[str] = "vtw"
 
-    @property
-    def layer_positions(self) -> PositionPolicy:  # type: ignore[override]
-        return self.position
+    def kept(self, entered: int, layers: int) -> dict[int, int]:
+        full = max(1, layers * 15 // 32) if self.K is None else self.K
+        return {} if full == layers else {full - 1: 0}
 
-    def _first_without(self, num_layers: int) -> int:
-        return max(1, num_layers * 15 // 32) if self.K is None else self.K
-
-    def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-        return layer.visual[:0]
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        first = self._first_without(num_layers)
-        return (first - 1,) if first < num_layers else ()
-
-    def check_model(self, family: Any, architecture: Any) -> None:
-        if self.K is not None and architecture.layers < self.K:
-            raise UserError(f"VTW's K={self.K} exceeds the {architecture.layers} layers of {architecture.name}.")
-
-    def at_retention(self, retention: float) -> TokenReducer:
-        raise UnreachableError("'vtw' has no retention knob but the integer K. Set it yourself, as in vtw:K=8.")
-
-    def schedule(self, workload: Workload) -> list[int]:
-        self.check_model(None, workload.architecture)
-        layers = workload.architecture.layers
-        return ops.token_schedule(workload.visual_tokens, dict.fromkeys(self.layers(layers), 0), layers)
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        """The most full layers that are no larger a share of the depth."""
+        full = int(retention * layers + 1e-9)
+        if full < 1:
+            raise UnreachableError(f"'vtw' sees all tokens in one layer of {layers} or more, so {retention:.4g} is out of reach.")
+        return self.replace(K=full)
 
 
 def find_k(

@@ -9,8 +9,11 @@ from typing import Any
 
 from tokenzoo.errors import FailedError, UnsupportedError, UserError
 from tokenzoo.method import ops
-from tokenzoo.method.reducer import DataDependentError, Reduction, TokenReducer, UnreachableError
+from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import DataDependentError, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.trace import Trace
+from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Architecture, Source, Workload
 from tokenzoo.zoo.hookspecs import hookimpl
 
@@ -19,7 +22,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "DataDependentError",
+    "DecoderLayer",
     "FailedError",
+    "PositionPolicy",
     "Reduction",
     "Source",
     "TokenReducer",
@@ -27,6 +32,7 @@ __all__ = [
     "UnreachableError",
     "UnsupportedError",
     "UserError",
+    "VisualTokens",
     "Workload",
     "apply",
     "hookimpl",

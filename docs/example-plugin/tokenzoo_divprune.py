@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import TokenReducer, Workload, hookimpl
+from tokenzoo import Architecture, Source, TokenReducer, hookimpl
 from tokenzoo.lazy import torch
 
 if TYPE_CHECKING:
-    from tokenzoo.method.events import VisualTokens
+    from tokenzoo import VisualTokens
 
 
 @dataclass
@@ -28,26 +28,13 @@ class DivPrune(TokenReducer):
     ratio: Annotated[float, Field(gt=0, le=1, description="share of the visual tokens that stay (paper: 0.098)")] = 0.098
 
     name: ClassVar[str] = "divprune"
+    knob: ClassVar[str] = "ratio"
 
-    def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | None:
-        total = len(tokens.features)
-        count = self._kept(total)
-        return None if count == total else farthest_first(tokens.features, count)
+    def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> int:
+        return round(self.ratio * sum(views))
 
-    def _kept(self, tokens: int) -> int:
-        return round(self.ratio * tokens)
-
-    def schedule(self, workload: Workload) -> list[int]:
-        kept = sum(self._kept(sum(source.view_tokens)) + source.structural for source in workload.sources)
-        return [kept] * workload.architecture.layers
-
-    def overhead(self, workload: Workload) -> int:
-        """The matrix of cosines: n x n x hidden multiply-adds for each source that is cut."""
-        sizes = [sum(source.view_tokens) for source in workload.sources]
-        return sum(2 * n * n * workload.architecture.hidden for n in sizes if 0 < self._kept(n) < n)
-
-    def at_retention(self, retention: float) -> DivPrune:
-        return self.replace(ratio=retention)  # type: ignore[return-value]
+    def reduce(self, tokens: VisualTokens) -> torch.Tensor:
+        return farthest_first(tokens.features, tokens.count)
 
 
 def farthest_first(features: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,7 +8,9 @@ import torch
 import tokenzoo
 from tokenzoo.testing.case import run, sample_rows
 from tokenzoo.testing.check import tiny_case
-from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
+from tokenzoo.testing.oracle import oracle_logits
+from tokenzoo.testing.positions import oracle_sample
+from tokenzoo.testing.recorder import watch
 from tokenzoo.zoo.plugins import load_zoo
 
 LAYERS, BEAMS, TOKENS = 12, 3, 5
@@ -20,7 +22,7 @@ METHODS = load_zoo(plugin_files=(), registry_files=()).names()
 def test_beams(family: str, method: str) -> None:
     case = tiny_case(family, "left", layers=LAYERS)
     reducers = load_zoo().build(method).reducers
-    greedy = run(case, reducers, [])
+    greedy = run(case, [watch(reducer, number) for number, reducer in enumerate(reducers)])
     with tokenzoo.apply(case.model, list(reducers)) as running, torch.no_grad():
         made = case.model.generate(
             **{name: value.clone() for name, value in case.inputs.items()},
@@ -42,8 +44,7 @@ def test_beams(family: str, method: str) -> None:
             case.decoder,
             case.prompt,
             index,
-            OracleSample(sample, entered),
-            Positions.of(list(reducers), case.mrope),
+            oracle_sample(case, greedy, index, reducers, entered),
             generated[:-1],
         )[-TOKENS:]
         expected = logits.log_softmax(-1).gather(1, generated[:, None]).sum()

@@ -11,7 +11,7 @@ from tokenzoo import TokenReducer
 from tokenzoo.cost import load_architecture, price
 from tokenzoo.cost.matching import TOLERANCE, match, most_within
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import UnreachableError
+from tokenzoo.method.reduction import UnreachableError
 from tokenzoo.zoo.plugins import load_zoo
 
 ZOO = load_zoo()

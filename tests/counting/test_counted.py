@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from tokenzoo.cost import architecture_of, price, price_trace, workload_of  # noqa: E402
 from tokenzoo.counting import count  # noqa: E402
-from tokenzoo.method.reducer import DataDependentError  # noqa: E402
+from tokenzoo.method.reduction import DataDependentError  # noqa: E402
 from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
 from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
 

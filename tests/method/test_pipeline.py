@@ -6,7 +6,7 @@ import pytest
 
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import DataDependentError, UnreachableError
+from tokenzoo.method.reduction import DataDependentError, UnreachableError
 from tokenzoo.method.workload import Architecture, Workload
 from tokenzoo.zoo.plugins import load_zoo
 

@@ -23,8 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 import tokenzoo
 from tokenzoo.bench.memory import peak_bytes
 from tokenzoo.method.reducer import TokenReducer
-
-HOOKS = ("before_projector", "pre_llm", "after_layer")
+from tokenzoo.method.signatures import DECISIONS
 
 
 class MethodError(Exception):
@@ -162,18 +161,18 @@ def watch_hooks(method: Any, device: torch.device) -> tuple[Any, list[float]]:
     """A copy of a Pipeline or TokenReducer whose hooks note how long they take, and the list they note it in (ms)."""
     spent: list[float] = []
 
-    def timed(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(seen: Any) -> Any:
+    def timed(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*seen: Any) -> Any:
             result: list[Any] = []
-            spent.append(milliseconds(lambda: result.append(hook(seen)), device))
+            spent.append(milliseconds(lambda: result.append(hook(*seen)), device))
             return result[0]
 
         return call
 
     def watch(reducer: TokenReducer) -> TokenReducer:
         watched = copy.copy(reducer)
-        for name in HOOKS:
-            if reducer.implements(name):
+        for name, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
+            if used:
                 object.__setattr__(watched, name, timed(getattr(reducer, name)))
         return watched
 

@@ -93,7 +93,7 @@ def workload_from(model: Any, options: dict[str, Any]) -> Any:
 
 def _schedule_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Any], Any, str]:
     from tokenzoo.cost.pricing import price
-    from tokenzoo.method.reducer import DataDependentError
+    from tokenzoo.method.reduction import DataDependentError
     from tokenzoo.zoo.plugins import load_zoo
     from tokenzoo.zoo.specification import split_methods
 

@@ -59,7 +59,8 @@ def budget_of(
             trace = cells.read_trace(_calibrate(method, plan, questions, settings))
         return pick(target.cost(plan.kind, method, trace))
 
-    return Budget(name, amount, f"{unit} on {target.text}", carried, pick(target.cost(plan.kind, None)))
+    layers = target.model.decoder.layers
+    return Budget(name, amount, f"{unit} on {target.text}", carried, pick(target.cost(plan.kind, None)), layers)
 
 
 def _own_budget(
@@ -82,7 +83,7 @@ def _own_budget(
         counts = found["visual_per_layer"]
         return sum(counts) / len(counts) if name == "tokens" else found["llm_flops"]
 
-    return Budget(name, amount, unit, own, pick(price(architecture, workload)))
+    return Budget(name, amount, unit, own, pick(price(architecture, workload)), architecture.decoder.layers)
 
 
 def _calibrate(method: Pipeline, plan: SectionPlan, questions: Sequence[Question], settings: Settings) -> dict[str, Any]:

@@ -51,12 +51,12 @@ def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
 
 
 def at_retentions(
-    methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[float], on_failure: Callable[[str], None]
+    methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[float], layers: int, on_failure: Callable[[str], None]
 ) -> list[Candidate]:
     """`none`, then every method at each retention; those without such a knob are refused."""
 
     def at(method: Pipeline, retention: float) -> tuple[Pipeline, str]:
-        setting = method.at_retention(retention)
+        setting = method.at_retention(retention, layers)
         return setting, f"set to {setting}"
 
     candidates = [Candidate(text, method) for text, method in methods if method.name == "none"]
@@ -88,6 +88,7 @@ class Budget:
     unit: str
     cost: Callable[[Pipeline], float]
     unreduced: float
+    layers: int
     evaluations: int = 48
 
     @property
@@ -102,7 +103,7 @@ def matched(methods: Sequence[tuple[str, Pipeline]], budget: Budget, on_failure:
     """`none`, then every method set to the budget; those that cannot reach it are refused with their nearest setting."""
 
     def to_budget(method: Pipeline) -> tuple[Pipeline, str]:
-        found = match(method, budget.cost, budget.target, evaluations=budget.evaluations, describe=budget.describe)
+        found = match(method, budget.cost, budget.target, budget.layers, evaluations=budget.evaluations, describe=budget.describe)
         note = f"matched to {budget.describe(budget.target)} by {found.method}: {budget.describe(found.cost)}"
         return found.method, note
 

@@ -188,7 +188,7 @@ def _candidates(
 ) -> list[Candidate]:
     settings = runner.settings
     if settings.retention:
-        return at_retentions(methods, settings.retention, runner.on_failure)
+        return at_retentions(methods, settings.retention, plan.checkpoint.layers, runner.on_failure)
     if settings.match_flops or settings.match_tokens or settings.match_prefill_ms:
         none = next(method for _, method in methods if method.name == "none")
         task, asked = next(iter(questions.items()))

@@ -10,7 +10,7 @@ from tokenzoo.cost.conventions import load_convention
 from tokenzoo.cost.vision import view_grids
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import DataDependentError
+from tokenzoo.method.reduction import DataDependentError
 from tokenzoo.method.trace import Trace
 from tokenzoo.method.workload import Workload
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import UnreachableError
+from tokenzoo.method.reduction import UnreachableError
 
 #: A method counts as matched when its cost is this near to the target.
 TOLERANCE = 0.02
@@ -27,16 +27,18 @@ def match(
     method: Pipeline,
     cost: Callable[[Pipeline], float],
     target: float,
+    layers: int,
     tolerance: float = TOLERANCE,
     evaluations: int = 48,
     describe: Callable[[float], str] = "{:.4g}".format,
 ) -> Match:
     """Return `method` set by `at_retention` so that `cost` comes within `tolerance` of `target`.
 
-    `evaluations` bounds the calls of `cost`, `describe` writes a cost in messages. Raises UnreachableError with the
-    nearest setting where none is near enough, or with the method's own words where it has no knob.
+    `layers`: the model's decoder layers. `evaluations` bounds the calls of `cost`, `describe` writes a cost in messages.
+    Raises UnreachableError with the nearest setting where none is near enough, or with the method's own words where it
+    has no knob.
     """
-    found = settings_near(method, cost, target, evaluations)
+    found = settings_near(method, cost, target, layers, evaluations)
     nearest = min(found, key=lambda candidate: abs(candidate.cost - target))
     if abs(nearest.cost - target) > tolerance * target:
         raise UnreachableError(
@@ -45,9 +47,9 @@ def match(
     return nearest
 
 
-def most_within(method: Pipeline, cost: Callable[[Pipeline], float], limit: float, evaluations: int = 48) -> Match:
+def most_within(method: Pipeline, cost: Callable[[Pipeline], float], limit: float, layers: int, evaluations: int = 48) -> Match:
     """Return `method` set by `at_retention` to keep as much as `limit` allows; raises UnreachableError where nothing fits."""
-    found = settings_near(method, cost, limit, evaluations)
+    found = settings_near(method, cost, limit, layers, evaluations)
     fitting = [candidate for candidate in found if candidate.cost <= limit]
     if not fitting:
         cheapest = min(found, key=lambda candidate: candidate.cost)
@@ -55,7 +57,9 @@ def most_within(method: Pipeline, cost: Callable[[Pipeline], float], limit: floa
     return max(fitting, key=lambda candidate: candidate.cost)
 
 
-def settings_near(method: Pipeline, cost: Callable[[Pipeline], float], target: float, evaluations: int) -> list[Match]:
+def settings_near(
+    method: Pipeline, cost: Callable[[Pipeline], float], target: float, layers: int, evaluations: int
+) -> list[Match]:
     """The settings that a bisection of the retention tries; `cost` must not fall as retention rises.
 
     Retentions that the method refuses count as too small. Raises UnreachableError, in the method's words, where it refuses all.
@@ -65,7 +69,7 @@ def settings_near(method: Pipeline, cost: Callable[[Pipeline], float], target: f
     low, high, retention = 0.0, 1.0, 1.0
     for _ in range(evaluations):
         try:
-            setting = method.at_retention(retention)
+            setting = method.at_retention(retention, layers)
         except UnreachableError as error:
             refusal, low = error, min(retention, high)
             if retention == high:

@@ -12,7 +12,7 @@ from tokenzoo.cost.matching import most_within
 from tokenzoo.cost.pricing import check_workload
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import DataDependentError
+from tokenzoo.method.reduction import DataDependentError
 from tokenzoo.zoo.plugins import Zoo, load_zoo
 
 FRAMES = 32
@@ -80,7 +80,7 @@ def recommend(
         if name == "none":
             continue
         try:
-            settings = list(_settings(zoo, name, budget_ms, cost))
+            settings = list(_settings(zoo, name, budget_ms, cost, model.decoder.layers))
         except UserError as error:
             found.refused[name] = str(error)
             continue
@@ -108,7 +108,7 @@ def recommend(
     return found
 
 
-def _settings(zoo: Zoo, name: str, budget_ms: float, cost: Any) -> Iterator[tuple[str, Pipeline, Cost]]:
+def _settings(zoo: Zoo, name: str, budget_ms: float, cost: Any, layers: int) -> Iterator[tuple[str, Pipeline, Cost]]:
     """The default, the presets and the largest setting that fit; each setting once."""
     seen: set[str] = set()
     refusal: UserError | DataDependentError | None = None
@@ -124,7 +124,7 @@ def _settings(zoo: Zoo, name: str, budget_ms: float, cost: Any) -> Iterator[tupl
             seen.add(str(method))
             yield origin, method, priced
     try:
-        found = most_within(zoo.build(name), lambda method: _ms(cost(method)), budget_ms)
+        found = most_within(zoo.build(name), lambda method: _ms(cost(method)), budget_ms, layers)
     except (UserError, DataDependentError) as error:
         if not seen:
             raise (refusal if isinstance(refusal, DataDependentError) else error) from None

@@ -12,7 +12,7 @@ from tokenzoo.cost.pricing import Schedulable, price_tokens
 from tokenzoo.cost.vision import Grid, square_grid
 from tokenzoo.errors import UserError
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.method.workload import Architecture, Workload
+from tokenzoo.method.workload import Architecture, Recorded, RecordedSource, Workload
 
 
 def price_trace(
@@ -69,12 +69,20 @@ def _grids(model: ModelArchitecture, record: SourceTrace, scale: float) -> list[
     return [square_grid(round(tokens * scale)) for tokens in views]
 
 
+def recorded_run(sample: SampleTrace) -> Recorded:
+    """What the picture decided in a recorded sample."""
+    layers = max(first for first, _ in sample.stages) + 1
+    visual = Trace(layers, [sample]).visual_tokens()
+    sources = tuple(RecordedSource(record.steps) for record in sample.sources)
+    return Recorded(sources, tuple(visual), sample.flops)
+
+
 def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = True) -> Workload:
     """The workload of a recorded sample, with what it was reduced to: data-dependent schedules can be computed then."""
     visual = sum(record.source.tokens for record in sample.sources)
-    counts = tuple((*record.view_counts, len(record.rows) - sum(record.view_counts)) for record in sample.sources)
     sources = tuple(record.source for record in sample.sources)
-    return Workload(decoder, sources, sample.prompt_tokens - visual, counts if recorded else None)
+    made = recorded_run(sample) if recorded else None
+    return Workload(decoder, sources, sample.prompt_tokens - visual, made)
 
 
 def _samples(trace: Trace, sample: int | None) -> list[int]:

@@ -16,9 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenzoo.counting.counter import METHOD, PRODUCTS, FlopCounter, UncountedOperationError, method_scope
 from tokenzoo.errors import FailedError
 from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.signatures import DECISIONS
 from tokenzoo.method.trace import Trace
-
-HOOKS = ("before_projector", "pre_llm", "after_layer")
 
 
 @dataclass(frozen=True)
@@ -153,15 +152,15 @@ class _MethodMeter:
     def watch(self, reducer: TokenReducer) -> TokenReducer:
         """Return a copy of `reducer` whose hooks are measured."""
         watched = reducer.replace()
-        for hook in HOOKS:
-            if reducer.implements(hook):
+        for hook, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
+            if used:
                 object.__setattr__(watched, hook, self._measured(getattr(watched, hook)))
         return watched
 
     def _measured(self, hook: Any) -> Any:
-        def measured(event: Any) -> Any:
+        def measured(*given: Any) -> Any:
             with self():
-                return hook(event)
+                return hook(*given)
 
         return measured
 

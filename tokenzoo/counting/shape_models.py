@@ -10,9 +10,9 @@ from torch import nn
 
 from tokenzoo.cost.architecture import ModelArchitecture
 from tokenzoo.cost.vision import view_grids
-from tokenzoo.cost.weightless import Weightless, empty_out, hollow
 from tokenzoo.counting.counted import Counted, count
 from tokenzoo.errors import UserError
+from tokenzoo.method.weightless import Weightless, empty_out, hollow
 from tokenzoo.method.workload import Workload
 
 TEXT, IMAGE, VIDEO, START = 1, 2, 3, 4

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.prompt import PlacedSource, Prompt
-from tokenzoo.method.events import VisualTokens
+from tokenzoo.method.reduction import PositionPolicy
+from tokenzoo.method.visual_tokens import TextSignals, VisualTokens
+
+#: Lets the methods that act before the LLM reduce one source.
+Reduce = Callable[[PlacedSource, VisualTokens], None]
 
 
 @dataclass
@@ -18,13 +21,15 @@ class EntrySample:
     """One sample as it enters the LLM.
 
     `columns` [rows]: the column of the full prompt each row stands at. `visual`, `text`: which rows are which,
-    ascending. `source_rows`: for each source of the sample, the rows its tokens became.
+    ascending. `source_rows`: for each source of the sample, the rows its tokens became. `numbered` [rows]: position ids
+    where a method renumbered them, counted from the sample's first.
     """
 
     columns: torch.Tensor
     visual: torch.Tensor
     text: torch.Tensor
     source_rows: list[torch.Tensor]
+    numbered: torch.Tensor | None = None
 
 
 @dataclass
@@ -62,44 +67,60 @@ def _without(total: int, indices: torch.Tensor) -> torch.Tensor:
     return rank + torch.searchsorted(indices - torch.arange(len(indices), device=indices.device), rank, right=True)
 
 
+@dataclass
+class SampleText:
+    """`TextSignals` of one sample: its embeddings, which of its rows are text, and where its last visual token stands."""
+
+    states: torch.Tensor
+    rows: torch.Tensor
+    last_visual: torch.Tensor
+    question: str | None
+    embedded: Callable[[list[str]], torch.Tensor]
+
+    def all(self) -> torch.Tensor:
+        return self.states[self.rows]
+
+    def after(self) -> torch.Tensor:
+        return self.states[self.rows[self.rows > self.last_visual]]
+
+    def embed(self, words: list[str]) -> torch.Tensor:
+        return self.embedded(words)
+
+
 def reduce_entry(
-    prompt: Prompt, full: Layout, embeddings: torch.Tensor, reduce: Callable[[VisualTokens], None]
+    prompt: Prompt,
+    full: Layout,
+    embeddings: torch.Tensor,
+    reduce: Reduce,
+    policies: Sequence[PositionPolicy],
+    questions: Sequence[str] | None,
+    embed_words: Callable[[list[str]], torch.Tensor],
 ) -> tuple[Entry, list[torch.Tensor]]:
-    """Let the methods reduce every source; return the entry and each sample's embeddings [rows, hidden]."""
+    """Let the methods reduce every source; return the entry and each sample's embeddings [rows, hidden].
+
+    `policies`: what each method does to position ids, in the order in which they are written.
+    """
     samples, rows, reduced = [], [], False
     for sample in range(len(full.columns)):
-        columns = _columns(full, sample, embeddings.device)
         before = _unreduced_sample(prompt, full, sample, embeddings.device)
         states = full.take(embeddings, sample)
-        pieces = [_Piece(before.columns[before.text], states[before.text], before.columns[before.text])]
-        for source, source_rows in zip(prompt.of_sample(sample), before.source_rows, strict=True):
-            see_source(source, states[source_rows], partial(torch.index_select, states, 0, before.text), reduce)
-            pieces.append(_piece_of(source, states[source_rows]))
+        sources = prompt.of_sample(sample)
+        question = questions[sample * len(questions) // len(full.columns)] if questions else None
+        for source, source_rows in zip(sources, before.source_rows, strict=True):
+            text = SampleText(states, before.text, before.visual[-1:], question, embed_words)
+            see_source(source, states[source_rows], text, reduce)
             reduced = reduced or source.tokens is not None
-        order = torch.cat([piece.place for piece in pieces]).argsort(stable=True)
-        new_rows = order.argsort().split([len(piece.place) for piece in pieces])
-        visual = torch.cat(new_rows[1:]).sort().values if len(pieces) > 1 else columns[:0]
-        samples.append(
-            EntrySample(
-                torch.cat([piece.columns for piece in pieces])[order],
-                visual,
-                _without(len(order), visual),
-                list(new_rows[1:]),
-            )
-        )
-        rows.append(torch.cat([piece.states for piece in pieces])[order])
+        made, left = _reduced_sample(before, sources, states)
+        made.numbered = _numbered(before, sources, made, policies)
+        samples.append(made)
+        rows.append(left)
     if not reduced:
         return unreduced_entry(prompt, full, embeddings.device), []
     layout = Layout.of_counts([len(states) for states in rows], full.pad_right, embeddings.device)
     return Entry(full, layout, samples, reduced=True), rows
 
 
-def see_source(
-    source: PlacedSource,
-    embeddings: torch.Tensor,
-    text: Callable[[], torch.Tensor],
-    reduce: Callable[[VisualTokens], None],
-) -> None:
+def see_source(source: PlacedSource, embeddings: torch.Tensor, text: TextSignals, reduce: Reduce) -> None:
     """Show one source's embeddings to the methods; `source.tokens` stays None where nobody reduced them."""
     visual = source.visual
     if source.tokens is None:
@@ -110,69 +131,137 @@ def see_source(
             view=visual.view_of_token.to(embeddings.device)[content],
             grids=visual.grids,
             memory=source.memory,
-            text_embeddings=text,
+            has_cls=source.has_cls,
+            encoder=source.encoder,
+            text=text,
         )
     else:
         tokens = source.tokens
         assert source.projected is not None
-        tokens.features, tokens.text_embeddings, tokens.memory = source.projected.to(embeddings), text, source.memory
-    reduce(tokens)
+        tokens.features, tokens.text, tokens.memory = source.projected.to(embeddings), text, source.memory
+        tokens.early = False
+    reduce(source, tokens)
     if tokens.anchors is not None:
         source.tokens = tokens
 
 
 @dataclass
-class _Piece:
-    """Rows that go into the sample: the prompt column each stands at, its state, and the key that orders it."""
+class _Places:
+    """Where a source's tokens and then its structural tokens go: the prompt column each stands at, the key that orders it."""
 
     columns: torch.Tensor
-    states: torch.Tensor
     place: torch.Tensor
+    structural: torch.Tensor
 
 
-def _piece_of(source: PlacedSource, embeddings: torch.Tensor) -> _Piece:
-    """A source's rows. Structural tokens keep their places among kept tokens that are in raster order; otherwise
-    they follow. Tokens that map to no place in the LLM (pooled or tiled before) take the first places in order, and
-    row newlines, which would separate nothing, go (a single newline that ends the source stays)."""
-    tokens, content = source.tokens, source.content
-    if tokens is None:
-        return _Piece(source.columns, embeddings, source.columns)
-    assert tokens.anchors is not None
+def _places(source: PlacedSource, anchors: torch.Tensor | None) -> _Places:
+    """The places of a source of which the tokens `anchors` are left (None: all, untouched).
+
+    - Untouched: every token at its own place.
+    - Tokens in raster order: at their own places, structural tokens (newlines) among them at theirs.
+    - Tokens in another order: at the source's first place, in the order returned, structural tokens behind them.
+    - Reduced before tiles were put together or frames pooled, so that no token has a place in the LLM: the first places in
+      order; newlines that end rows are dropped, one final newline stays.
+    """
+    content, columns = source.content, source.columns
+    none = content[:0]
+    if anchors is None:
+        return _Places(columns, columns, none)
     visual = source.visual
     mapped = source.projected is None or visual.one_to_one
-    places = tokens.anchors if mapped else torch.arange(len(tokens.features), device=embeddings.device)
-    columns = source.columns[content][places.clamp(max=len(content) - 1)] if len(content) else source.columns[:0]
-    structural = (visual.view_of_token < 0).nonzero()[:, 0].to(embeddings.device) if visual.source.structural else None
-    if structural is None or (not mapped and len(structural) > 1):
-        return _Piece(columns, tokens.features, source.columns[:1].expand(len(columns)))
-    raster = mapped and bool((columns.diff() > 0).all())
-    ends = source.columns[structural]
-    place = torch.cat([columns, ends]) if raster else source.columns[:1].expand(len(columns) + len(ends))
-    return _Piece(torch.cat([columns, ends]), torch.cat([tokens.features, embeddings[structural]]), place)
+    index = anchors if mapped else torch.arange(len(anchors), device=columns.device)
+    own = columns[content][index.clamp(max=len(content) - 1)] if len(content) else columns[:0]
+    structural = (visual.view_of_token < 0).nonzero()[:, 0].to(columns.device) if visual.source.structural else none
+    if not len(structural) or (not mapped and len(structural) > 1):
+        return _Places(own, columns[:1].expand(len(own)), none)
+    ends = columns[structural]
+    raster = mapped and bool((own.diff() > 0).all())
+    place = torch.cat([own, ends]) if raster else columns[:1].expand(len(own) + len(ends))
+    return _Places(torch.cat([own, ends]), place, structural)
 
 
-def entry_positions(entry: Entry, given: torch.Tensor | None, keep: bool) -> torch.Tensor:
+def _order(before: EntrySample, places: Sequence[_Places]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The order of text and sources' rows, and the row that each text token, and each token of each source, becomes."""
+    text = before.columns[before.text]
+    order = torch.cat([text, *(piece.place for piece in places)]).argsort(stable=True)
+    return order, list(order.argsort().split([len(text), *(len(piece.place) for piece in places)]))
+
+
+def _reduced_sample(
+    before: EntrySample, sources: Sequence[PlacedSource], states: torch.Tensor
+) -> tuple[EntrySample, torch.Tensor]:
+    """The sample as the methods left it, and its embeddings."""
+    places = [_places(source, None if source.tokens is None else source.tokens.anchors) for source in sources]
+    order, rows = _order(before, places)
+    pieces = [states[before.text]]
+    for source, source_rows, piece in zip(sources, before.source_rows, places, strict=True):
+        own = states[source_rows]
+        pieces.append(own if source.tokens is None else torch.cat([source.tokens.features, own[piece.structural]]))
+    columns = torch.cat([before.columns[before.text], *(piece.columns for piece in places)])[order]
+    visual = torch.cat(rows[1:]).sort().values if len(rows) > 1 else columns[:0]
+    return EntrySample(columns, visual, _without(len(order), visual), rows[1:]), torch.cat(pieces)[order]
+
+
+def _numbered(
+    before: EntrySample, sources: Sequence[PlacedSource], made: EntrySample, policies: Sequence[PositionPolicy]
+) -> torch.Tensor | None:
+    """Position ids counted from 0 where a method renumbered them, None where all keep theirs.
+
+    The last method that renumbers counts what it left. A later one that keeps positions takes them along.
+    """
+    acted = {step.method: early for source in sources for early, step in enumerate(source.steps) if step.anchors is not None}
+    acting = sorted(acted, key=lambda method: acted[method])
+    renumbering = [method for method in acting if policies[method] == "renumber"]
+    if not renumbering:
+        return None
+    everything = torch.arange(len(made.columns), device=made.columns.device)
+    if renumbering[-1] == acting[-1]:
+        return everything
+    kept: list[torch.Tensor | None] = []
+    since: list[torch.Tensor | None] = []
+    for source in sources:
+        anchors: list[torch.Tensor | None] = [None, None]  # up to the last method that renumbers, and after it
+        later = False
+        for step in source.steps:
+            if step.anchors is not None:
+                known = anchors[later]
+                anchors[later] = step.anchors if known is None else known[step.anchors]
+            later = later or step.method == renumbering[-1]
+        kept.append(anchors[0])
+        since.append(anchors[1])
+    places = [_places(source, anchors) for source, anchors in zip(sources, kept, strict=True)]
+    _, rows = _order(before, places)
+    numbers = everything.clone()
+    numbers[made.text] = rows[0]
+    for source_rows, then, now, piece in zip(rows[1:], since, made.source_rows, places, strict=True):
+        tokens = len(source_rows) - len(piece.structural)
+        chosen = source_rows if then is None else torch.cat([source_rows[:tokens][then], source_rows[tokens:]])
+        numbers[now] = chosen
+    return numbers
+
+
+def entry_positions(entry: Entry, given: torch.Tensor | None, mrope: bool) -> torch.Tensor:
     """Positions [batch, length] or, with M-RoPE, [axes, batch, length] of the reduced input.
 
-    `given` are the full prompt's (None: 0, 1, ...). With `keep` each row has that of the column it stands at, else
-    they are renumbered from the sample's first. Sets `entry.next_position` [axes, batch], the first generated token's:
-    the last prompt token's plus one on each axis, as `generate` continues (M-RoPE's axes may differ there).
+    `given` are the full prompt's (None: 0, 1, ...). Each row has that of the column it stands at, or its new number counted
+    from the sample's first. Sets `entry.next_position` [axes, batch], the first generated token's: the last prompt token's
+    plus one on each axis, as `generate` continues (M-RoPE's axes may differ there).
     """
     device = entry.samples[0].columns.device
     if given is None:
         given = torch.arange(entry.full.length, device=device)[None]
     axes = (given if given.ndim == 3 else given[None]).expand(-1, len(entry.samples), -1)
-    if keep:
-        kept = [axes[:, i, sample.columns] for i, sample in enumerate(entry.samples)]
-        ends = [entry.full.length - 1 if columns is None else columns[-1] for columns in entry.full.columns]
-        entry.next_position = torch.stack([axes[:, i, end] + 1 for i, end in enumerate(ends)], dim=1)
-    else:
-        kept = [
-            axes[:, i, sample.columns[:1]] + torch.arange(len(sample.columns), device=device)
-            for i, sample in enumerate(entry.samples)
-        ]
-        entry.next_position = torch.stack([positions[:, -1] + 1 for positions in kept], dim=1)
-    padded = entry.layout.pad([positions.T for positions in kept]).permute(2, 0, 1)
+    rows, following = [], []
+    for index, sample in enumerate(entry.samples):
+        if sample.numbered is None or mrope:
+            columns = entry.full.columns[index]
+            rows.append(axes[:, index, sample.columns])
+            following.append(axes[:, index, entry.full.length - 1 if columns is None else columns[-1]] + 1)
+        else:
+            rows.append(axes[:, index, sample.columns[:1]] + sample.numbered)
+            following.append(rows[-1][:, -1] + 1)
+    entry.next_position = torch.stack(following, dim=1)
+    padded = entry.layout.pad([positions.T for positions in rows]).permute(2, 0, 1)
     if len(padded) == 4:  # the first axis only tells packed sequences apart: it must stay gapless
         padded[0] = torch.arange(entry.layout.length, device=device)
     return padded if given.ndim == 3 else padded[0]

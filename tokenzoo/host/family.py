@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.method import ops
 from tokenzoo.method.workload import Architecture, Source
+
+if TYPE_CHECKING:
+    from tokenzoo.host.encoder import LayerRecord
 
 #: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
 Module = Any
@@ -22,13 +26,17 @@ class VisualSource:
 
     `view_of_token` [placeholder tokens]: the view of each token as it enters the LLM, -1 for structural tokens
     (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k
-    before the projector is (non-structural) token k in the LLM.
+    before the projector is (non-structural) token k in the LLM. `pack`: where they are not one to one, the model's own
+    tiling or pooling of values [views, tokens, channels] into those of the LLM's tokens [tokens, channels], structural
+    ones left out. `whole`: False where tokens of this source cannot be dropped before the projector.
     """
 
     source: Source
     view_of_token: torch.Tensor
     encoder_grids: tuple[tuple[int, int], ...]
     one_to_one: bool
+    pack: Callable[[torch.Tensor], torch.Tensor] | None = None
+    whole: bool = True
 
     @property
     def kind(self) -> str:
@@ -83,6 +91,17 @@ class Family(ABC):
     def encoder_heads(self, model: Module) -> int:
         return model.config.vision_config.num_attention_heads
 
+    def feature_layer(self, model: Module) -> int:
+        """The encoder layer (from 0) whose output goes to the projector."""
+        wanted = getattr(model.config, "vision_feature_layer", -1)
+        wanted = wanted if isinstance(wanted, int) else wanted[-1]
+        layers = len(self.encoder_layers(model))
+        return wanted + layers if wanted < 0 else wanted - 1
+
+    def pooling_head(self, model: Module) -> Module | None:
+        """The encoder's attention-pooling head (with `.attention`), where it runs one."""
+        return None
+
     def encoder_projections(self, layer: Module) -> tuple[Module, ...]:
         """The modules of an encoder layer whose outputs are its q and k: (q, k), or one fused (qkv,)."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
@@ -110,6 +129,21 @@ class Family(ABC):
         counts = [len(source.encoder_grids) for source in sources]
         query, key = recorded
         return list(zip(query.split(counts), key.split(counts), strict=True))
+
+    def split_outputs(self, model: Module, output: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
+        """Split an encoder layer's output into [views, (1 +) tokens, width] per source."""
+        return list(output.split([len(source.encoder_grids) for source in sources]))
+
+    def encoder_attention(
+        self, model: Module, record: LayerRecord, sources: Sequence[VisualSource], number: int, queries: str
+    ) -> torch.Tensor:
+        """Attention of a recorded encoder layer on the tokens of source `number`, [views, tokens, heads], float32."""
+        query, key = (
+            states.unflatten(-1, (self.encoder_heads(model), -1)).transpose(1, 2)
+            for states in self.split_recorded(model, record.projections, sources)[number]
+        )
+        weights = ops.encoder_attention(query, key, query.shape[-1] ** -0.5, queries)
+        return weights[..., int(self.has_cls(model)) :].transpose(1, 2)
 
     def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         """Shape reduced features [tokens, width] as the projector takes them."""
@@ -153,9 +187,16 @@ class Family(ABC):
             intermediate=config.intermediate_size,
             vocab=config.vocab_size,
             head_dim=getattr(config, "head_dim", None) or 0,
-            has_cls=self.has_cls(model),
-            **(self.vision_dimensions(vision) if vision is not None else {}),
+            **(self._encoder_dimensions(model, vision) if vision is not None else {}),
         )
+
+    def _encoder_dimensions(self, model: Module, vision: Any) -> dict[str, Any]:
+        return {
+            "has_cls": self.has_cls(model),
+            "encoder_heads": self.encoder_heads(model),
+            "feature_layer": self.feature_layer(model),
+            **self.vision_dimensions(vision),
+        }
 
     def vision_dimensions(self, vision: Any) -> dict[str, int]:
         return {

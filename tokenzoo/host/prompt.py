@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.host.encoder import RecordedEncoder
 from tokenzoo.host.family import VisualSource
-from tokenzoo.method.events import VisualTokens
+from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Source
 
 KINDS = ("image", "video")
@@ -22,13 +24,28 @@ Span = tuple[int, int]
 class EncodedSource:
     """One image or video that went through the encoder.
 
-    `tokens` and `projected` are set where a method reduced it before the projector; `tokens` also after `pre_llm`.
+    `tokens` and `projected` are set where a method reduced it before the projector; `tokens` also where one reduced it
+    before the LLM. `steps`: for each method that was asked, in order, its number and what it left.
     """
 
     visual: VisualSource
+    encoder: RecordedEncoder | None = None
+    has_cls: bool = False
     tokens: VisualTokens | None = None
     projected: torch.Tensor | None = None
+    steps: list[EntryRecord] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EntryRecord:
+    """What method number `method` left of one source: the view of each token, of `views`, and the anchors that it returned
+    (None: it left the source alone)."""
+
+    method: int
+    view: torch.Tensor
+    views: int
+    anchors: torch.Tensor | None
 
 
 @dataclass
@@ -86,7 +103,17 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
             for source, start in own:
                 part = columns[start : start + len(source.visual.view_of_token)]
                 placed.append(
-                    PlacedSource(source.visual, copy(source.tokens), source.projected, dict(source.memory), sample, part)
+                    PlacedSource(
+                        source.visual,
+                        source.encoder,
+                        source.has_cls,
+                        copy(source.tokens),
+                        source.projected,
+                        list(source.steps),
+                        dict(source.memory),
+                        sample,
+                        part,
+                    )
                 )
     return placed
 
@@ -94,7 +121,8 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
 def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: int, device: torch.device) -> Prompt:
     """The prompt of a bare decoder: `spans` holds for each sample one (start, end) or several.
 
-    A batch that is a multiple of the spans (beams) repeats each sample's.
+    They are columns of the batch, padding counted. A batch that is a multiple of the spans (beams) repeats each sample's.
+    Raises UserError for spans that overlap or leave the batch.
     """
     if not spans or batch % len(spans):
         raise UserError(f"visual= holds spans for {len(spans)} samples, the batch has {batch}. Give one entry a sample.")
@@ -102,6 +130,9 @@ def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: 
     for sample in range(batch):
         given = spans[sample // (batch // len(spans))]
         several: Any = [given] if given and isinstance(given[0], int) else given
+        for (_, before), (start, _) in pairwise(sorted(several)):
+            if start < before:
+                raise UserError(f"Spans of sample {sample} overlap: one begins at column {start}, another ends at {before}.")
         for start, end in several:
             if not 0 <= start <= end <= length:
                 raise UserError(f"Span ({start}, {end}) of sample {sample} does not lie within its {length} tokens.")

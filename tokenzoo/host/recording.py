@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from tokenzoo.host.entry import Entry
-from tokenzoo.host.prompt import PlacedSource, Prompt
-from tokenzoo.host.stages import Stage
+import torch
+
+from tokenzoo.host.prefill import Prefill
+from tokenzoo.host.prompt import PlacedSource
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 
 
-def build_trace(layers: int, prompt: Prompt, entry: Entry, stages: list[Stage]) -> Trace:
+def build_trace(layers: int, prefill: Prefill) -> Trace:
     """The trace of one prefill."""
-    return Trace(layers, [_sample(prompt, entry, stages, sample) for sample in range(len(entry.samples))])
+    return Trace(layers, [_sample(prefill, sample) for sample in range(len(prefill.entry.samples))])
 
 
-def _sample(prompt: Prompt, entry: Entry, stages: list[Stage], sample: int) -> SampleTrace:
+def _sample(prefill: Prefill, sample: int) -> SampleTrace:
+    prompt, entry, stages = prefill.prompt, prefill.entry, prefill.stages
     rows = entry.samples[sample]
     full = entry.full.columns[sample]
     rank = {column: index for index, column in enumerate(range(entry.full.length) if full is None else full.tolist())}
@@ -34,9 +36,10 @@ def _sample(prompt: Prompt, entry: Entry, stages: list[Stage], sample: int) -> S
 
 def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
     visual, tokens = source.visual, source.tokens
+    steps = tuple(_counts(step.view, step.views) for step in source.steps)
     if tokens is None:
         counts = visual.source.view_tokens
-        return SourceTrace(visual.source, visual.grids, tuple(rows), sum(visual.source.before_projector), counts)
+        return SourceTrace(visual.source, visual.grids, tuple(rows), sum(visual.source.before_projector), counts, steps)
     before_projector = source.projected is not None
     assert tokens.assignment is not None
     return SourceTrace(
@@ -44,6 +47,12 @@ def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
         grids=visual.encoder_grids if before_projector else visual.grids,
         rows=tuple(rows),
         projected=len(source.projected) if source.projected is not None else sum(visual.source.before_projector),
-        view_counts=tuple(int((tokens.view == view).sum()) for view in range(len(tokens.grids))),
+        view_counts=_counts(tokens.view, len(tokens.grids)),
+        steps=steps,
         assignment=tokens.assignment.tolist(),
     )
+
+
+def _counts(view: torch.Tensor, views: int) -> tuple[int, ...]:
+    """How many tokens each view has, from the view of each token."""
+    return tuple(torch.bincount(view, minlength=views).tolist())

@@ -2,41 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import StaticCache
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Module
+from tokenzoo.host.prompt import Prompt
 
 
-def check_mode(model: Module) -> None:
-    """Training needs every token."""
-    if model.training:
-        raise UnsupportedError("The model is in training mode; token reduction is for inference. Call model.eval() first.")
-
-
-def check_devices(model: Module, acting: bool) -> None:
-    """Inside the LLM rows are dropped between layers: scores, positions and masks of all layers must lie together."""
+def check_model(model: Module, acting: bool) -> None:
+    """What a whole model must not be: in training, compiled, spread over devices inside the LLM, tensor parallel."""
+    if any(module.training for module in model.modules()):
+        raise UnsupportedError(
+            "The model, or a part of it, is in training mode; token reduction is for inference. Call model.eval() first."
+        )
+    if _compiled(model):
+        raise UnsupportedError(
+            "The model is compiled, and compiled code does not call the hooks that drop tokens. Load it again and leave out "
+            "compile(), or wrap it in torch.compile only where no method is applied."
+        )
     devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
     if acting and len(devices) > 1:
         raise UnsupportedError(
             f"The model is spread over {', '.join(devices)}; methods inside the LLM need its layers on one device. Load it "
             "without device_map, or take a method that acts before the LLM alone."
         )
+    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        raise UnsupportedError(
+            "The model is split by tensor parallelism, so each process would score its own heads and drop other tokens. Load it "
+            "without tp_plan."
+        )
 
 
-def check_call(model: Module, call: dict[str, Any]) -> None:
-    """The mode may have changed inside the block; losses need every token."""
-    check_mode(model)
+def _compiled(model: Module) -> bool:
+    """Whether calling the model, or a module in it, runs code that torch.compile made."""
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            return True
+    return False
+
+
+def check_generation(model: Module, args: Sequence[Any], options: dict[str, Any]) -> None:
+    """Ways to generate that bring several tokens onto a filled cache, or that need one cache length."""
+    config = options.get("generation_config") or model.generation_config
+    given = {**dict(inspect.signature(type(model).generate).bind_partial(model, *args).arguments), **options}
+
+    def asked(name: str) -> Any:
+        return given.get(name) if given.get(name) is not None else getattr(config, name, None)
+
+    for name, what in (
+        ("assistant_model", "assisted decoding"),
+        ("prompt_lookup_num_tokens", "prompt lookup"),
+        ("prefill_chunk_size", "a prefill in chunks"),
+    ):
+        if asked(name) is not None:
+            raise UnsupportedError(
+                f"{name} was given, but {what} brings several tokens onto a KV cache of unequal layers. Leave {name} out."
+            )
+    if asked("cache_implementation") not in (None, "dynamic", "dynamic_full"):
+        raise UnsupportedError(
+            f"cache_implementation='{asked('cache_implementation')}' has one length for all layers, but after a reduction "
+            "they differ. Use the default dynamic cache."
+        )
+
+
+def check_call(model: Module, decoder: Module, call: dict[str, Any]) -> None:
+    """The mode may have changed inside the block; losses and row numbers need every token."""
+    if model.training or decoder.training:
+        raise UnsupportedError("The model is in training mode; token reduction is for inference. Call model.eval() first.")
     if call.get("labels") is not None:
         raise UnsupportedError(
             "labels were passed, but tokens are dropped, so labels of the full length match no logits. Compute the loss "
             "from the logits at the kept positions (run.trace tells them), or run without a reducer."
         )
+    if isinstance(call.get("logits_to_keep"), torch.Tensor):
+        raise UnsupportedError(
+            "logits_to_keep names rows of the full prompt, but tokens are dropped, so they are other rows. Pass a number (the "
+            "last rows), and read run.trace for the rest."
+        )
+
+
+def check_embeddings(call: dict[str, Any]) -> None:
+    """Embeddings made by hand do not tell which of them are pictures."""
+    if call.get("inputs_embeds") is not None and call.get("input_ids") is None:
+        raise UnsupportedError(
+            "inputs_embeds were passed without input_ids, so the visual tokens cannot be found. Pass input_ids and the pixels, "
+            "or apply to the decoder alone with visual=[(start, end), ...]."
+        )
+
+
+def check_visible(prompt: Prompt, full: Layout) -> None:
+    """Padding must not hide visual tokens: rows would be taken for others."""
+    for source in prompt.sources:
+        columns = full.columns[source.sample]
+        if columns is not None and len(source.columns):
+            place = torch.searchsorted(columns, source.columns).clamp(max=len(columns) - 1)
+            if not bool((columns[place] == source.columns).all()):
+                raise UnsupportedError(
+                    f"The attention mask hides visual tokens of sample {source.sample}. Unmask them, or leave that picture out; "
+                    "spans given as visual= are columns of the padded batch."
+                )
+
+
+def check_text(prompt: Prompt, entry: Entry) -> None:
+    """Something must be left to predict from."""
+    check_rows([sample.columns for sample in entry.samples])
+
+
+def check_rows(rows: Sequence[torch.Tensor]) -> None:
+    """Raise UnsupportedError where a sample has no token left."""
+    for sample, left in enumerate(rows):
+        if not len(left):
+            raise UnsupportedError(
+                f"Sample {sample} is made of visual tokens alone, and all were dropped: nothing is left. Add text to the prompt."
+            )
 
 
 def check_prefill(decoder: Module, call: dict[str, Any]) -> None:
@@ -86,11 +172,11 @@ def check_decoding(call: dict[str, Any], entry: Entry | None) -> None:
     cached = call["past_key_values"].get_seq_length()
     if entry is None or cached < entry.layout.length:
         raise UnsupportedError(
-            "The KV cache was not filled inside this 'with' block, so its kept tokens are unknown. Prefill and decode "
-            "inside one block."
+            "The KV cache was not filled inside this 'with' block, or is a copy, so its kept tokens are unknown. Prefill and "
+            "decode inside one block, with the cache that the prefill returned."
         )
     if queries > 1:
         raise UnsupportedError(
-            f"{queries} tokens came at once onto a filled KV cache: chunked prefill, assisted decoding and continued "
-            "chats are not supported. Pass the whole prompt in one call (drop prefill_chunk_size, assistant_model)."
+            f"{queries} tokens came at once onto a filled KV cache: a second prompt on "
+            "the same cache is not supported. Pass the whole prompt in one call."
         )

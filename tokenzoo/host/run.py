@@ -1,25 +1,27 @@
-"""A method at work in a model: the hooks on model and decoder, the prefill's state, the decoding steps."""
+"""A method at work in a model: the hooks on model and decoder, the prefills, the decoding steps."""
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.errors import UnsupportedError
+from tokenzoo.host import refusals
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
-from tokenzoo.host.entry import Entry, entry_positions, reduce_entry, unreduced_entry
+from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.family import Family, Module
+from tokenzoo.host.methods import Methods
+from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
-from tokenzoo.host.refusals import check_call, check_decoding, check_encoded, check_input_ids, check_prefill
 from tokenzoo.host.stages import LayerReduction, Stage
-from tokenzoo.host.vision import VisionWatch
-from tokenzoo.method.events import DecoderLayer, VisualTokens
-from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.host.vision import VisionWatch, watch
 from tokenzoo.method.trace import Trace
 
 
@@ -30,51 +32,51 @@ class Run:
         self,
         model: Module,
         family: Family,
-        reducers: Sequence[TokenReducer],
-        hooks: Any,
-        spans: Sequence[Span | Sequence[Span]] | None,
+        methods: Methods,
+        spans: Sequence[Span | Sequence[Span]] | None = None,
+        questions: Sequence[str] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        self.model, self.family, self.reducers, self.hooks = model, family, reducers, hooks
+        self.model, self.family, self.methods = model, family, methods
         self.decoder, self.root = family.decoder(model), family.root(model)
-        self.spans = spans
-        self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
-        self.prompt: Prompt | None = None
-        self.entry: Entry | None = None
-        self.stages: list[Stage] = []
+        self.spans, self.questions, self.tokenizer = spans, questions, tokenizer
+        self.mrope = methods.mrope
+        self.prefills: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
+        self.prefill: Prefill | None = None
         self.prefilling = False
         self.step: DecodingStep | None = None
-        layers = len(self.decoder.layers)
-        self.acting = acting_layers(reducers, layers)
-        self.reduces_entry = any(r.implements("pre_llm") or r.implements("before_projector") for r in reducers)
-        self.keeps_entry = self.mrope or any(
-            r.entry_positions == "keep" for r in reducers if r.implements("pre_llm") or r.implements("before_projector")
-        )
-        self.renumbers = not self.mrope and any(r.layer_positions == "renumber" for r in reducers if r.implements("after_layer"))
-        self.vision: VisionWatch | None = None
         self.input_ids: torch.Tensor | None = None
+        self.thread: int | None = None
+        self.vision: VisionWatch | None = None
         if self.root is not None:
-            projects = any(r.implements("before_projector") for r in reducers)
-            encoder = len(family.encoder_layers(model))
-            wanted = sorted({i for r in reducers for i in r.encoder_layers(encoder)})
-            self.vision = VisionWatch(family, model, wanted, self._before_projector if projects else None)
+            reduce = methods.reduce_early if methods.reduces_early else None
+            self.vision = VisionWatch(family, model, methods.encoder_layers, reduce)
 
     # --- hooks --------------------------------------------------------------------------------------------------
 
-    def attach(self, at_end: Callable[[Callable[[], None]], object]) -> None:
-        """Register every hook; `at_end` is given each one's removal at once, so that none is lost on an error."""
+    def attach(self, outer: Module, at_end: Callable[[Callable[[], None]], object]) -> None:
+        """Register every hook; `at_end` is given each one's removal at once, so that none is lost on an error.
+
+        `outer` is the module that the user calls: the model, or what wraps it.
+        """
 
         def keep(handle: Any) -> None:
             at_end(handle.remove)
 
-        keep(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
+        if self.methods.reduce_anything:
+            keep(outer.register_forward_pre_hook(self._check_call, with_kwargs=True))
+            keep(outer.register_forward_hook(self._end_call, always_call=True))
+            if hasattr(outer, "generate"):
+                at_end(watch(outer, "generate", self._generate))
         if self.vision is not None:
             assert self.root is not None
             keep(self.root.register_forward_pre_hook(self._begin, with_kwargs=True))
             self.vision.attach(at_end)
         keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
         keep(self.decoder.register_forward_hook(self._leave, always_call=True))
-        reductions = {index: LayerReduction(self.family, self.decoder, index, self._after_layer) for index in self.acting}
-        for index in range(self.acting[0] if self.acting else len(self.decoder.layers), len(self.decoder.layers)):
+        acting = self.methods.acting
+        reductions = {index: LayerReduction(self.family, self.decoder, index, self.methods.reduce_layer) for index in acting}
+        for index in range(acting[0] if acting else len(self.decoder.layers), len(self.decoder.layers)):
             layer, reduction = self.decoder.layers[index], reductions.get(index)
             keep(layer.register_forward_pre_hook(self._before_layer(index, reduction), with_kwargs=True))
             if reduction is not None:
@@ -82,22 +84,23 @@ class Run:
                 for handle in reduction.watch(lambda: self.prefilling):
                     keep(handle)
 
-    @property
-    def reduces(self) -> bool:
-        return bool(self.acting) or self.reduces_entry
-
-    def _before_projector(self, tokens: VisualTokens) -> None:
-        self.hooks.tokenzoo_before_projector(tokens=tokens)
-
-    def _pre_llm(self, tokens: VisualTokens) -> None:
-        self.hooks.tokenzoo_pre_llm(tokens=tokens)
-
-    def _after_layer(self, layer: DecoderLayer) -> None:
-        self.hooks.tokenzoo_after_layer(layer=layer)
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What generation cannot do with tokens gone is refused before it encodes anything."""
+        refusals.check_generation(self.model, args, kwargs)
+        return original(*args, **kwargs)
 
     def _check_call(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.reduces:
-            check_call(module, kwargs)
+        if self.thread not in (None, threading.get_ident()):
+            raise UnsupportedError(
+                "Two threads call the model inside one 'with' block at the same time. Call it from one thread after the other, "
+                "or give each thread a model of its own."
+            )
+        refusals.check_call(module, self.decoder, kwargs)
+        self.thread = threading.get_ident()
+
+    def _end_call(self, module: Module, args: tuple, output: Any) -> None:
+        if self.thread == threading.get_ident():
+            self.thread = None
 
     def _begin(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The whole model was called: in a prefill, remember its input_ids and forget older pictures."""
@@ -107,7 +110,9 @@ class Run:
             return
         self.input_ids = call.get("input_ids")
         given = {kind for kind, output in (call.get("mm_encoder_outputs") or {}).items() if output is not None}
-        check_encoded(given, self.vision.encoded)
+        if self.methods.reduce_anything:
+            refusals.check_embeddings(call)
+        refusals.check_encoded(given, self.vision.encoded)
         self.vision.encoded = {kind: self.vision.encoded[kind] for kind in given}
 
     def _enter(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -118,13 +123,13 @@ class Run:
         return ((), {**kwargs, **changed}) if changed or args else None
 
     def _leave(self, module: Module, args: tuple, output: Any) -> None:
-        """Let go of what only the prefill needs: decoding may be long."""
+        """Tie the prefill to the cache it filled; let go of what only the prefill needs: decoding may be long."""
+        if self.prefilling and self.prefill is not None:
+            cache = getattr(output, "past_key_values", None)
+            if cache is not None:
+                self.prefills[cache] = self.prefill
+            self.prefill.forget()
         self.prefilling, self.step = False, None
-        for stage in self.stages:
-            stage.mask = stage.position_embeddings = None
-        for source in self.prompt.sources if self.prompt is not None else ():
-            if source.tokens is not None:
-                source.tokens.text_embeddings = None
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
@@ -135,26 +140,45 @@ class Run:
             changed["input_ids"] = None
         embeddings: torch.Tensor = {**call, **changed}["inputs_embeds"]
         batch, length = embeddings.shape[:2]
-        if self.reduces:
-            check_prefill(self.decoder, call)
-        prompt = self.prompt = self._find_visual_tokens(batch, length, embeddings.device)
+        if self.methods.reduce_anything:
+            refusals.check_prefill(self.decoder, call)
+        prompt = self._find_visual_tokens(batch, length, embeddings.device)
         mask = call.get("attention_mask")
         full = Layout.from_mask(mask if mask is not None and mask.ndim == 2 else None, batch, length)
+        if self.methods.reduce_anything:
+            refusals.check_visible(prompt, full)
         self.prefilling = True
         rows: list[torch.Tensor] = []
-        if self.reduces_entry:
-            self.entry, rows = reduce_entry(prompt, full, embeddings, self._pre_llm)
+        if self.methods.enters:
+            entry, rows = reduce_entry(
+                prompt,
+                full,
+                embeddings,
+                self.methods.reduce_entry,
+                self.methods.entry_policies,
+                self.questions,
+                self._embed_words,
+            )
         else:
-            self.entry = unreduced_entry(prompt, full, embeddings.device)
-        self.stages = [Stage.of_entry(self.entry)]
-        if not self.entry.reduced:
-            return changed
-        changed["inputs_embeds"] = self.entry.layout.pad(rows)
-        changed["position_ids"] = entry_positions(self.entry, call.get("position_ids"), self.keeps_entry)
-        # without any mask or cache, transformers would take gaps between kept positions for borders of packed sequences
-        masked = self.entry.layout.padded or mask is not None or self.keeps_entry
-        changed["attention_mask"] = self.entry.layout.mask(embeddings.device) if masked else None
+            entry = unreduced_entry(prompt, full, embeddings.device)
+        refusals.check_text(prompt, entry)
+        if entry.reduced:
+            changed["inputs_embeds"] = entry.layout.pad(rows)
+            changed["position_ids"] = entry_positions(entry, call.get("position_ids"), self.mrope)
+            # without any mask or cache, transformers would take gaps between kept positions for borders of packed sequences
+            gapless = not self.mrope and all(sample.numbered is not None for sample in entry.samples)
+            masked = entry.layout.padded or mask is not None or not gapless
+            changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
+        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, {**call, **changed}.get("position_ids"))])
         return changed
+
+    def _embed_words(self, words: list[str]) -> torch.Tensor:
+        if self.tokenizer is None:
+            raise UnsupportedError("The question's words need the model's tokenizer. Pass tokenizer= to tokenzoo.apply.")
+        ids = self.tokenizer(words, is_split_into_words=True, add_special_tokens=True, return_tensors="pt")["input_ids"][0]
+        if len(ids) > 1 and int(ids[0]) == self.tokenizer.bos_token_id:
+            ids = ids[1:]
+        return self.decoder.embed_tokens(ids.to(self.decoder.embed_tokens.weight.device))
 
     def _find_visual_tokens(self, batch: int, length: int, device: torch.device) -> Prompt:
         if self.spans is not None:
@@ -164,17 +188,19 @@ class Run:
         for kind in KINDS:
             encoded = self.vision.encoded.get(kind)
             if encoded:
-                ids, token = check_input_ids(self.input_ids), self.family.token_id(self.model, kind)
+                ids, token = refusals.check_input_ids(self.input_ids), self.family.token_id(self.model, kind)
                 assert token is not None
-                sources += place(encoded, ids.eq(token), kind)
+                sources += place(encoded, ids.eq(token).to(device), kind)
         return Prompt(sources)
 
     def _decode(self, call: dict[str, Any]) -> dict[str, Any]:
-        if not self.reduces:
+        if not self.methods.reduce_anything:
             return {}
-        check_decoding(call, self.entry)
-        assert self.entry is not None
-        self.step = DecodingStep(self.decoder, self.entry, call, self.mrope)
+        prefill = self.prefills.get(call["past_key_values"])
+        refusals.check_decoding(call, prefill.entry if prefill else None)
+        assert prefill is not None
+        self.prefill = prefill
+        self.step = DecodingStep(self.decoder, prefill.entry, call, self.mrope)
         return self.step.decoder_inputs()
 
     # --- decoder layers -----------------------------------------------------------------------------------------
@@ -183,7 +209,8 @@ class Run:
         """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs."""
 
         def hook(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-            stage = self._stage_of(index)
+            assert self.prefill is not None
+            stage = self.prefill.stage(index)
             changed = {}
             hidden = args[0] if args else kwargs["hidden_states"]
             if stage.first_layer > 0:
@@ -198,23 +225,21 @@ class Run:
 
         return hook
 
-    def _stage_of(self, index: int) -> Stage:
-        return next(stage for stage in reversed(self.stages) if stage.first_layer <= index)
-
     def _after(self, reduction: LayerReduction) -> Callable[..., Any]:
         """Ask the methods after a layer of the prefill, and drop what they drop."""
 
         def hook(module: Module, args: tuple, output: Any) -> Any:
             if not self.prefilling:
                 return None
-            assert self.prompt is not None and self.entry is not None
-            entered = [len(sample.visual) for sample in self.entry.samples]
-            result = reduction.run(self._stage_of(reduction.index), self.prompt, entered, output, self.renumbers)
+            assert self.prefill is not None
+            entered = [len(sample.visual) for sample in self.prefill.entry.samples]
+            result = reduction.run(self.prefill.stage(reduction.index), self.prefill.prompt, entered, output)
             reduction.inputs, reduction.call = None, {}
             if result is None:
                 return None
             stage, hidden = result
-            self.stages.append(stage)
+            refusals.check_rows(stage.rows)
+            self.prefill.stages.append(stage)
             return hidden
 
         return hook
@@ -224,25 +249,9 @@ class Run:
     @property
     def trace(self) -> Trace:
         """What became of the tokens in the last prefill; raises UnsupportedError where none has run."""
-        if self.entry is None or self.prompt is None:
+        if self.prefill is None:
             raise UnsupportedError("No prefill has run yet: call the model inside the 'with' block, then read the trace.")
-        return build_trace(len(self.decoder.layers), self.prompt, self.entry, self.stages)
-
-
-def acting_layers(reducers: Sequence[TokenReducer], layers: int) -> list[int]:
-    """The decoder layers after which methods act, ascending; raises UserError for one that no layer follows."""
-    acting: set[int] = set()
-    for reducer in reducers:
-        if reducer.implements("after_layer"):
-            named = set(reducer.layers(layers))
-            wrong = sorted(index for index in named if not 0 <= index < layers - 1)
-            if wrong:
-                raise UserError(
-                    f"'{reducer}' acts after layer {wrong[0]}, but of the model's {layers} layers (from 0) only those up to "
-                    f"{layers - 2} have one behind them. Run 'tokenzoo show {reducer.name}'."
-                )
-            acting |= named
-    return sorted(acting)
+        return build_trace(len(self.decoder.layers), self.prefill)
 
 
 def _cached(call: dict[str, Any]) -> int:

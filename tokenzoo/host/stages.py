@@ -12,17 +12,18 @@ from transformers.masking_utils import create_causal_mask
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Family, Module
+from tokenzoo.host.layer import LayerInSample
 from tokenzoo.host.prompt import Prompt
-from tokenzoo.method.events import DecoderLayer
+from tokenzoo.method.decoder_layer import DecoderLayer
 
 
 @dataclass
 class Stage:
     """From `first_layer` on, these rows are left.
 
-    `rows` are entry rows per sample; `visual` and `text` indices into them. `position_embeddings` (cos, sin)
-    [batch, length, head dim] and `mask` are what the prefill hands to each layer; `next_position` [batch], where
-    positions were renumbered, is the position of the first generated token.
+    `rows` are entry rows per sample, in sequence order; `visual` and `text` indices into them. `positions` per sample,
+    [rows] or [axes, rows]. `position_embeddings` (cos, sin) [batch, length, head dim] and `mask` are what the prefill
+    hands to each layer; `next_position` [batch], where positions were renumbered, is that of the first generated token.
     """
 
     first_layer: int
@@ -30,6 +31,7 @@ class Stage:
     rows: list[torch.Tensor]
     visual: list[torch.Tensor]
     text: list[torch.Tensor]
+    positions: list[torch.Tensor]
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: Any = None
     next_position: torch.Tensor | None = None
@@ -39,14 +41,23 @@ class Stage:
         return {"attention_mask": self.mask, "position_embeddings": self.position_embeddings, "position_ids": None}
 
     @classmethod
-    def of_entry(cls, entry: Entry) -> Stage:
-        """Layer 0: everything that entered."""
+    def of_entry(cls, entry: Entry, position_ids: torch.Tensor | None) -> Stage:
+        """Layer 0: everything that entered. `position_ids` as the decoder is given them (None: 0, 1, ...)."""
+        batch = len(entry.samples)
+        if position_ids is None:
+            position_ids = torch.arange(entry.layout.length, device=entry.samples[0].columns.device)[None]
+        three = position_ids.ndim == 3
+        positions = [
+            entry.layout.take(position_ids[-3:].permute(1, 2, 0), sample).T if three else entry.layout.take(position_ids, sample)
+            for sample in range(batch)
+        ]
         return cls(
             0,
             entry.layout,
             [torch.arange(len(sample.columns), device=sample.columns.device) for sample in entry.samples],
             [sample.visual for sample in entry.samples],
             [sample.text for sample in entry.samples],
+            positions,
         )
 
 
@@ -75,57 +86,24 @@ class LayerReduction:
 
     def events(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
         """One event per sample: its rows alone, without padding."""
-        cos, sin = self.call["position_embeddings"]
-        return [self._event(stage, prompt, entered, output, cos, sin, sample) for sample in range(len(stage.layout.columns))]
-
-    def _event(
-        self,
-        stage: Stage,
-        prompt: Prompt,
-        entered: list[int],
-        output: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        sample: int,
-    ) -> DecoderLayer:
-        take, attention = stage.layout.take, self.layer.self_attn
         assert self.inputs is not None
-        hidden = take(output, sample)
-        cos, sin = take(cos, sample), take(sin, sample)
+        return [
+            DecoderLayer(
+                index=self.index,
+                num_layers=len(self.decoder.layers),
+                hidden_states=stage.layout.take(output, sample),
+                inputs=stage.layout.take(self.inputs, sample),
+                visual=stage.visual[sample],
+                text=stage.text[sample],
+                entered=entered[sample],
+                signals=LayerInSample(self, stage, sample),
+                memory=prompt.memory(sample),
+                source_memories=[source.memory for source in prompt.of_sample(sample)],
+            )
+            for sample in range(len(stage.layout.columns))
+        ]
 
-        def heads(states: torch.Tensor) -> torch.Tensor:
-            return states.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-
-        def query_key() -> tuple[torch.Tensor, torch.Tensor]:
-            both = [heads(take(self.projected[name], sample)) for name in ("query", "key")]
-            query, key = (self.family.rotate(self.layer, states, cos, sin) for states in both)
-            return query, key
-
-        def next_query_key(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            following = self.decoder.layers[self.index + 1]
-            query_projection, key_projection = self.family.decoder_projections(following)
-            normed = following.input_layernorm(hidden)
-            query = self.family.rotate(following, heads(query_projection(normed[rows])), cos[rows], sin[rows])
-            return query, self.family.rotate(following, heads(key_projection(normed)), cos, sin)
-
-        return DecoderLayer(
-            index=self.index,
-            num_layers=len(self.decoder.layers),
-            hidden_states=hidden,
-            inputs=take(self.inputs, sample),
-            visual=stage.visual[sample],
-            text=stage.text[sample],
-            entered=entered[sample],
-            memory=prompt.memory(sample),
-            source_memories=[source.memory for source in prompt.of_sample(sample)],
-            scaling=attention.scaling,
-            query_key=query_key,
-            next_query_key=next_query_key,
-        )
-
-    def run(
-        self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor, renumber: bool
-    ) -> tuple[Stage, torch.Tensor] | None:
+    def run(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
         """Ask the methods; return the next stage and the layer's output without the dropped rows, or None."""
         events = self.events(stage, prompt, entered, output)
         for event in events:
@@ -145,26 +123,33 @@ class LayerReduction:
             rows=[rows[left] for rows, left in zip(stage.rows, kept, strict=True)],
             visual=[event.visual for event in events],
             text=[event.text for event in events],
+            positions=[
+                event.renumbered if event.renumbered is not None else positions[..., left]
+                for event, positions, left in zip(events, stage.positions, kept, strict=True)
+            ],
         )
-        self._set_positions(following, stage, kept, hidden, renumber)
+        self._set_positions(following, stage, events, kept, hidden)
         self._set_mask(following, hidden)
         return following, hidden
 
     def _set_positions(
-        self, following: Stage, stage: Stage, kept: list[torch.Tensor], hidden: torch.Tensor, renumber: bool
+        self, following: Stage, stage: Stage, events: list[DecoderLayer], kept: list[torch.Tensor], hidden: torch.Tensor
     ) -> None:
-        if renumber:
+        following.next_position = stage.next_position
+        renumbered = [event.renumbered is not None for event in events]
+        if any(renumbered):
+            following.position_embeddings = self.decoder.rotary_emb(hidden, following.layout.pad(following.positions))
+            before = stage.next_position
+            if before is None:
+                before = torch.stack([positions[-1] + 1 for positions in stage.positions])
             counts = torch.tensor([len(rows) for rows in kept], device=hidden.device)
-            positions = [torch.arange(len(rows), device=hidden.device) for rows in kept]
-            following.position_embeddings = self.decoder.rotary_emb(hidden, following.layout.pad(positions))
-            following.next_position = counts
+            following.next_position = torch.where(torch.tensor(renumbered, device=hidden.device), counts, before)
             return
         cos, sin = self.call["position_embeddings"]
         following.position_embeddings = tuple(  # type: ignore[assignment]
             following.layout.pad([stage.layout.take(states, sample)[rows] for sample, rows in enumerate(kept)])
             for states in (cos, sin)
         )
-        following.next_position = stage.next_position
 
     def _set_mask(self, following: Stage, hidden: torch.Tensor) -> None:
         """No mask where the model had none and no sample is padded; else one that the model's backend builds."""

@@ -2,9 +2,8 @@
 
 `generate` encodes pictures before the model's first forward, so the model's own get_image_features and
 get_video_features are watched (an attribute of this one instance, for the time of the block). The model counts
-placeholders against image features; where a method reduced them, the projector runs on what is left and its caller
-gets a stand-in of the full shape (zeros, but for tiled or pooled sources that no method reduced), while the true tokens
-wait for the decoder's input to be built.
+placeholders against image features. Where a method reduced them, the projector runs on what is left. Its caller gets
+zeros of the original shape; the real tokens are inserted later, when the decoder's input is built.
 """
 
 from __future__ import annotations
@@ -12,29 +11,28 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from tokenzoo.host.encoder import EncoderRecord, RecordedEncoder
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, EncodedSource
-from tokenzoo.method.events import VisualTokens
+from tokenzoo.method.visual_tokens import VisualTokens
+
+#: Lets the methods that act before the projector reduce one source; notes in it what each of them left.
+Reduce = Callable[[EncodedSource, VisualTokens], None]
 
 
 class VisionWatch:
     """The encoded sources of the call under way, by kind; with `reduce`, reduced before the projector."""
 
-    def __init__(
-        self,
-        family: Family,
-        model: Module,
-        encoder_layers: Sequence[int],
-        reduce: Callable[[VisualTokens], None] | None,
-    ) -> None:
+    def __init__(self, family: Family, model: Module, encoder_layers: Sequence[int], reduce: Reduce | None) -> None:
         self.family, self.model, self.reduce, self.encoder_layers = family, model, reduce, encoder_layers
         self.encoded: dict[str, list[EncodedSource]] = {}
         self.current: list[EncodedSource] = []
-        self.recorded: dict[int, list[torch.Tensor]] = {}
+        self.record = EncoderRecord()
         self.reduced_input: torch.Tensor | None = None
 
     def attach(self, keep: Callable[[Callable[[], None]], object]) -> None:
@@ -43,46 +41,67 @@ class VisionWatch:
         for kind in KINDS:
             name = f"get_{kind}_features"
             if hasattr(root, name):
-                keep(self._watch(root, name, kind))
-        if self.reduce is None:
-            return
-        projector = self.family.projector(self.model)
-        keep(projector.register_forward_pre_hook(self._before_projector).remove)
-        keep(projector.register_forward_hook(self._after_projector).remove)
-        layers = self.family.encoder_layers(self.model)
+                keep(watch(root, name, partial(self._encode, kind)))
+        if self.reduce is not None:
+            projector = self.family.projector(self.model)
+            keep(projector.register_forward_pre_hook(self._before_projector).remove)
+            keep(projector.register_forward_hook(self._after_projector).remove)
+        layers = self.family.encoder_layers(self.model) if self.encoder_layers else ()
         for index in self.encoder_layers:
-            for position, module in enumerate(self.family.encoder_projections(layers[index])):
-                keep(module.register_forward_hook(self._recorder(index, position)).remove)
+            keep(layers[index].register_forward_pre_hook(self._arguments(index), with_kwargs=True).remove)
+            keep(layers[index].register_forward_hook(self._output(index)).remove)
+            for module in self.family.encoder_projections(layers[index]):
+                keep(module.register_forward_hook(self._projection(index)).remove)
+        head = self.family.pooling_head(self.model)
+        if head is not None and self.encoder_layers:
+            keep(head.attention.register_forward_hook(self._head_attention).remove)
+            keep(head.register_forward_hook(self._head_output).remove)
 
-    def _watch(self, root: Any, name: str, kind: str) -> Callable[[], None]:
-        original, own = getattr(root, name), root.__dict__.get(name)
+    def _encode(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """One call of get_image_features or get_video_features."""
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        visuals = self.family.sources(self.model, {**call, **call.get("kwargs", {})}, kind)
+        self.record = EncoderRecord()
+        self.current = self.encoded[kind] = [
+            EncodedSource(
+                visual, RecordedEncoder(self.family, self.model, self.record, visuals, number), self.family.has_cls(self.model)
+            )
+            for number, visual in enumerate(visuals)
+        ]
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self.current = []
 
-        @functools.wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            call = inspect.signature(original).bind(*args, **kwargs).arguments
-            visuals = self.family.sources(self.model, call, kind)
-            self.current = self.encoded[kind] = [EncodedSource(visual) for visual in visuals]
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self.current = []
-                self.recorded.clear()
+    # --- recording ----------------------------------------------------------------------------------------------
 
-        root.__dict__[name] = watched
-
-        def end() -> None:
-            if own is None:
-                del root.__dict__[name]
-            else:
-                root.__dict__[name] = own
-
-        return end
-
-    def _recorder(self, index: int, position: int) -> Callable[..., None]:
+    def _projection(self, index: int) -> Callable[..., None]:
         def record(module: Module, args: Any, output: torch.Tensor) -> None:
-            self.recorded.setdefault(index, [])[position:] = [output]
+            self.record.layer(index).projections.append(output)
 
         return record
+
+    def _arguments(self, index: int) -> Callable[..., None]:
+        def record(module: Module, args: Any, kwargs: dict[str, Any]) -> None:
+            layer = self.record.layer(index)
+            layer.projections.clear()
+            layer.arguments = kwargs
+
+        return record
+
+    def _output(self, index: int) -> Callable[..., None]:
+        def record(module: Module, args: Any, output: Any) -> None:
+            self.record.layer(index).output = output[0] if isinstance(output, tuple) else output
+
+        return record
+
+    def _head_attention(self, module: Module, args: Any, output: Any) -> None:
+        self.record.head_attention = output[1]
+
+    def _head_output(self, module: Module, args: Any, output: torch.Tensor) -> None:
+        self.record.head_output = output
+
+    # --- the projector ------------------------------------------------------------------------------------------
 
     def _before_projector(self, module: Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
         """Let the methods reduce each source; hand what is left to the projector."""
@@ -90,10 +109,8 @@ class VisionWatch:
             return None
         assert self.reduce is not None
         visuals = [source.visual for source in self.current]
-        parts = self.family.split_features(self.model, args[0], visuals)
-        recorded = {index: self.family.split_recorded(self.model, outputs, visuals) for index, outputs in self.recorded.items()}
         events = []
-        for number, (source, features) in enumerate(zip(self.current, parts, strict=True)):
+        for source, features in zip(self.current, self.family.split_features(self.model, args[0], visuals), strict=True):
             grids = source.visual.encoder_grids
             sizes = torch.tensor([height * width for height, width in grids])
             tokens = VisualTokens(
@@ -102,18 +119,18 @@ class VisionWatch:
                 view=torch.arange(len(grids)).repeat_interleave(sizes).to(features.device),
                 grids=grids,
                 memory=source.memory,
-                recorded_layers={index: pairs[number] for index, pairs in recorded.items()},
-                encoder_heads=self.family.encoder_heads(self.model),
-                has_cls=self.family.has_cls(self.model),
+                early=True,
+                has_cls=source.has_cls,
+                encoder=source.encoder,
             )
-            self.reduce(tokens)
+            self.reduce(source, tokens)
             events.append(tokens)
         if all(tokens.anchors is None for tokens in events):
             return None
         for source, tokens in zip(self.current, events, strict=True):
             if tokens.anchors is None and source.visual.one_to_one:  # left alone, beside others that were reduced
-                tokens.reduce(torch.arange(len(tokens.features), device=tokens.features.device), "host")
-            tokens.recorded_layers = {}
+                everything = torch.arange(len(tokens.features), device=tokens.features.device)
+                tokens.anchors = tokens.assignment = everything
             source.tokens = tokens
         self.reduced_input = args[0]
         left = torch.cat([tokens.features for tokens in events])
@@ -134,3 +151,22 @@ class VisionWatch:
         for source, part, untouched in zip(self.current, parts, alone, strict=True):
             source.tokens, source.projected = (None, None) if untouched else (source.tokens, part)
         return stand_in
+
+
+def watch(owner: Any, name: str, call: Callable[..., Any]) -> Callable[[], None]:
+    """Let `call(original, *args, **kwargs)` stand for a method of this one instance; return what undoes it."""
+    original, own = getattr(owner, name), owner.__dict__.get(name)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        return call(original, *args, **kwargs)
+
+    owner.__dict__[name] = watched
+
+    def end() -> None:
+        if own is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = own
+
+    return end

@@ -1,46 +1,21 @@
-"""The interface every method implements: `TokenReducer`, a dataclass whose fields are the method's parameters."""
+"""The interface every method implements: how many tokens are left, and which. Everything else is derived from that."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tokenzoo.errors import UserError, unknown
-from tokenzoo.method.workload import Workload
+from tokenzoo.method import accounting, ops, parameters
+from tokenzoo.method.reduction import PositionPolicy, Reduction, UnreachableError
+from tokenzoo.method.workload import Architecture, Source, Workload
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenzoo.method.events import DecoderLayer, VisualTokens
-
-PositionPolicy = Literal["keep", "renumber"]
-
-
-class DataDependentError(Exception):
-    """A schedule was asked for that depends on the picture; price the method from a recorded trace."""
-
-
-class UnreachableError(UserError):
-    """A budget was asked for that no setting of the method meets."""
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What is left of a set of tokens, where tokens were merged (a plain selection is just an index tensor).
-
-    `features` [kept, hidden]: the tokens that remain, in the order in which they go on.
-    `anchors` [kept]: for each, the index of the input token it stands for; where positions are kept it takes that
-    token's position, and inside the LLM also its place (there anchors must differ from each other).
-    `assignment` [tokens]: for each input token, the output it went into, or -1 where it was dropped. Only pictures
-    and reports read it.
-    """
-
-    features: torch.Tensor
-    anchors: torch.Tensor
-    assignment: torch.Tensor | None = None
+    from tokenzoo.method.decoder_layer import DecoderLayer
+    from tokenzoo.method.visual_tokens import VisualTokens
 
 
 @dataclass
@@ -48,141 +23,168 @@ class TokenReducer:
     """A training-free method that reduces visual tokens.
 
     Subclass it as a dataclass; the fields are the parameters, checked against their type hints (pydantic's rules,
-    so `Annotated[int, Field(ge=1)]` bounds a value). Implement any of the hooks `before_projector`, `pre_llm` and
-    `after_layer`; one that is not implemented costs nothing. The host calls them once per sample (and, before the
-    LLM, once per image or video), so a method never sees batches or padding. Keep no state on `self`: what one
-    hook wants to tell a later one goes into `tokens.memory` / `layer.memory`, fresh for every sample.
+    so `Annotated[int, Field(ge=1)]` bounds a value).
+
+    **Before the LLM**: `left` declares how many tokens of an image or video remain, `reduce` decides which.
+    **Inside the LLM**: `kept` declares after which decoder layers how many remain, `score` (or `pick`) decides which.
+    A method implements either pair, or both. What it leaves out costs nothing.
+
+    From the declaration follow the schedule, the FLOPs, the hooks, the checks (a method that promises n keeps n) and
+    the refusals. A count of None means that the picture decides it; costs then come from a recorded run.
+
+    The decisions are made for one sample at a time (and, before the LLM, for one image or video at a time), so a
+    method never sees batches or padding. Keep no state on `self`: what one call wants to tell a later one goes into
+    `tokens.memory` or `layer.memory`, fresh for every sample.
     """
 
     name: ClassVar[str] = ""
-    #: Position ids after a reduction before the LLM, and after one inside it. "keep": each token keeps the position
-    #: it had in the full prompt. "renumber": 0..n-1. Models with M-RoPE always keep.
-    #: (Make it a property where a parameter decides.)
-    entry_positions: ClassVar[PositionPolicy] = "renumber"
-    layer_positions: ClassVar[PositionPolicy] = "keep"
-    #: False where a schedule needs to see the picture (`schedule` then raises DataDependentError).
-    fixed_schedule: ClassVar[bool] = True
+    #: The field that sets how much is kept (0..1]; "" where there is none (see `at_retention`).
+    knob: ClassVar[str] = "retention"
+    #: True where `reduce` needs the picture as the model made it: no other method may have reduced it before.
+    whole_views: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        validate_parameters(self)
+        parameters.validate(self)
         self.check()
 
     def check(self) -> None:
         """Raise UserError where parameters contradict each other. Types and bounds were checked before."""
 
-    def check_model(self, family: Any, architecture: Any) -> None:
+    def check_model(self, architecture: Architecture) -> None:
         """Raise UnsupportedError, before anything runs, where this method cannot work on this model."""
 
-    # --- what it does -------------------------------------------------------------------------------------------
+    # --- before the LLM -----------------------------------------------------------------------------------------
 
-    def before_projector(self, tokens: VisualTokens) -> torch.Tensor | Reduction | None:
-        """Reduce the encoder features of one image or video; None leaves them alone."""
+    def early(self, source: Source, architecture: Architecture) -> bool:
+        """Whether `reduce` acts before the projector (on encoder features) rather than before the LLM (on embeddings)."""
+        return False
 
-    def pre_llm(self, tokens: VisualTokens) -> torch.Tensor | Reduction | None:
-        """Reduce the embeddings of one image or video as they are about to enter the LLM."""
+    def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> Sequence[int] | int | None:
+        """How many of the tokens in `views` remain: one number for each view, or one for all together.
 
-    def after_layer(self, layer: DecoderLayer) -> torch.Tensor | Reduction | None:
-        """Reduce one sample's visual tokens after decoder layer `layer.index` (before layer index + 1)."""
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        """The decoder layers after which `after_layer` is called; other layers carry no hook of this method."""
-        return ()
-
-    def encoder_layers(self, num_layers: int) -> Sequence[int]:
-        """The encoder layers whose q and k `before_projector` reads, of `num_layers`; only these are recorded."""
-        return ()
-
-    # --- what it costs ------------------------------------------------------------------------------------------
-
-    def schedule(self, workload: Workload) -> list[int]:
-        """Visual tokens entering each decoder layer (length: the architecture's layers).
-
-        Raises DataDependentError where the count depends on the picture and `workload.recorded` is None.
+        `views` are the tokens of each view (frame, or base view and tiles) at that moment, without structural ones
+        (newlines), which the host keeps. None: the picture decides.
         """
         raise NotImplementedError
 
-    def projector_tokens(self, workload: Workload) -> int:
-        """Tokens entering the projector. Only methods that reduce before it need to say so."""
-        return workload.projector_tokens
+    def reduce(self, tokens: VisualTokens) -> torch.Tensor | Reduction:
+        """Choose `tokens.left` of the tokens of one image or video: kept indices in their new order, or a Reduction.
 
-    def overhead(self, workload: Workload) -> int:
-        """FLOPs of the method's own matrix products (2 per multiply-add), as its hooks execute them."""
-        return 0
+        Called only where something is to be removed (or the picture decides).
+        """
+        raise NotImplementedError
 
-    def at_retention(self, retention: float) -> TokenReducer:
+    def encoder_layers(self, architecture: Architecture) -> Sequence[int]:
+        """The encoder layers (from 0) whose attention, keys or features `reduce` reads; only these are recorded."""
+        return ()
+
+    # --- inside the LLM -----------------------------------------------------------------------------------------
+
+    def kept(self, entered: int, layers: int) -> Mapping[int, int | None]:
+        """After which decoder layers how many visual tokens remain, of `entered` that entered the LLM with `layers` layers.
+
+        The layers (from 0) must not depend on `entered`. None: the picture decides.
+        """
+        return {}
+
+    def score(self, layer: DecoderLayer) -> torch.Tensor:
+        """How much each token is worth after this layer: one number for each token of the sequence, or each visual one.
+
+        The highest remain, in their order; of equal ones the first. Not asked for where no token, or every token, remains.
+        """
+        raise NotImplementedError
+
+    def pick(self, layer: DecoderLayer, count: int | None) -> torch.Tensor | Reduction:
+        """Choose `count` of the visual tokens after this layer: indices into them [count], or a Reduction of them.
+
+        Override it instead of `score` where tokens are merged, or where `kept` says None.
+        """
+        if count is None:
+            raise NotImplementedError(f"'{self.name}' leaves the count to the picture, so it must implement pick().")
+        score = self.score(layer)
+        return ops.top_indices(score if len(score) == len(layer.visual) else score[layer.visual], count)
+
+    # --- positions, knob, price ---------------------------------------------------------------------------------
+
+    @property
+    def entry_positions(self) -> PositionPolicy:
+        """Position ids after the reduction before the LLM: the parameter `position` where there is one, else renumbered."""
+        return getattr(self, "position", "renumber")
+
+    @property
+    def layer_positions(self) -> PositionPolicy:
+        """Position ids after a reduction inside the LLM: kept, or by `position` of a method that acts only there."""
+        return "keep" if self.enters else getattr(self, "position", "keep")
+
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
         """Return this method set so that it keeps about `retention` (0..1] of the visual tokens by its own knob.
 
-        Raises UnreachableError where it has no such knob.
+        `layers`: the model's decoder layers. Raises UnreachableError where no setting does.
         """
-        raise UnreachableError(f"'{self.name}' has no retention knob.")
+        if self.knob not in self.parameters:
+            raise UnreachableError(f"'{self.name}' has no retention knob.")
+        return self.replace(**{self.knob: retention})
 
-    # --- description --------------------------------------------------------------------------------------------
+    def reduce_flops(
+        self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture
+    ) -> int | None:
+        """Matrix products (2 per multiply-add) of one `reduce` in closed form, kept for speed.
+
+        None, the default: they are counted on stand-ins of these shapes, which needs torch.
+        """
+        return None
+
+    def score_flops(self, tokens: int, architecture: Architecture) -> int | None:
+        """Matrix products of one `pick` (or `score`) over a sequence of `tokens`, text included; None as in `reduce_flops`."""
+        return None
+
+    # --- derived ------------------------------------------------------------------------------------------------
+
+    def implements(self, name: str) -> bool:
+        """Whether this method defines `name` itself."""
+        return getattr(type(self), name) is not getattr(TokenReducer, name)
+
+    @property
+    def enters(self) -> bool:
+        """Whether it acts before the LLM."""
+        return self.implements("reduce")
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether it acts inside the LLM."""
+        return self.implements("kept")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The decoder layers after which it acts; raises UserError where the model has no layer behind one of them."""
+        return accounting.acting_layers(self, num_layers)
+
+    @property
+    def fixed_schedule(self) -> bool:
+        """Whether the token counts are known without seeing the picture."""
+        return accounting.is_fixed([self])
+
+    def schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens entering each decoder layer; raises DataDependentError where the picture decides and none is recorded."""
+        return accounting.schedule([self], workload)
+
+    def projector_tokens(self, workload: Workload) -> int:
+        """Visual tokens entering the projector."""
+        return accounting.projector_tokens([self], workload)
+
+    def overhead(self, workload: Workload) -> int:
+        """FLOPs of the method's own matrix products (2 per multiply-add)."""
+        return accounting.overhead([self], workload)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters with their values, in the order they are declared."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def implements(self, hook: str) -> bool:
-        """Whether this method implements the hook `before_projector`, `pre_llm` or `after_layer`."""
-        return getattr(type(self), hook) is not getattr(TokenReducer, hook)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def replace(self, **changes: Any) -> TokenReducer:
         """Return a copy with some parameters changed, checked anew."""
-        check_parameter_names(type(self), changes)
+        parameters.check_names(type(self), changes)
         return dataclasses.replace(self, **changes)
 
     def __str__(self) -> str:
         """The method with the parameters that differ from their defaults, as a spec: `fastv:K=3,R=0.75`."""
-        changed = [
-            f"{field.name}={_as_yaml(getattr(self, field.name))}"
-            for field in fields(self)
-            if getattr(self, field.name) != _default(field)
-        ]
-        return self.name + (":" + ",".join(changed) if changed else "")
-
-
-def _as_yaml(value: Any) -> str:
-    """A parameter's value as a spec writes it: numbers and words as they are, sequences as [a,b]."""
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(_as_yaml, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def check_parameter_names(reducer_class: type[TokenReducer], parameters: dict[str, Any]) -> None:
-    """Raise UserError for a parameter the method does not have."""
-    known = [field.name for field in fields(reducer_class)]
-    for name in parameters:
-        if name not in known:
-            raise unknown(f"parameter of '{reducer_class.name}'", name, known or ["none"], f"tokenzoo show {reducer_class.name}")
-
-
-def validate_parameters(reducer: TokenReducer) -> None:
-    """Check and convert each field by its type hint (pydantic's lax mode: "14" becomes 14 for an int)."""
-    from pydantic import ValidationError
-
-    for name, adapter in _adapters(type(reducer)).items():  # type: ignore[arg-type]
-        value = getattr(reducer, name)
-        try:
-            checked = adapter.validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise UserError(
-                f"Parameter '{name}' of '{reducer.name}' cannot be {value!r}: {problem}. Run 'tokenzoo show {reducer.name}'."
-            ) from None
-        object.__setattr__(reducer, name, checked)
-
-
-@functools.cache
-def _adapters(reducer_class: type[TokenReducer]) -> dict[str, Any]:
-    """One pydantic adapter per field, made once: making them costs more than the checks."""
-    from pydantic import TypeAdapter
-
-    hints = get_type_hints(reducer_class, include_extras=True)
-    return {field.name: TypeAdapter(hints[field.name]) for field in fields(reducer_class)}
+        return parameters.as_specification(self)

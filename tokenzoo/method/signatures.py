@@ -11,7 +11,8 @@ from typing import Any
 from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 
-HOOKS = ("before_projector", "pre_llm", "after_layer")
+#: The decisions of a method: what it does to tokens.
+DECISIONS = ("reduce", "pick")
 #: Every method of TokenReducer that a method may override, in the order of the documentation.
 OVERRIDABLE = tuple(name for name, value in vars(TokenReducer).items() if inspect.isfunction(value) and not name.startswith("_"))
 

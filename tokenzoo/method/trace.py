@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenzoo.errors import UserError
 from tokenzoo.method.workload import Source
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -18,7 +18,7 @@ class SourceTrace:
 
     `grids` are the (height, width) of each view in the tokens that were reduced first; `assignment` says for each of
     these tokens (views one after another) which entry row of the source it went into, -1 where it was dropped, and
-    None where nothing was reduced before the LLM.
+    None where nothing was reduced before the LLM. `steps`: the tokens of each view that each method left, in order.
     """
 
     source: Source
@@ -26,6 +26,7 @@ class SourceTrace:
     rows: tuple[int, ...]
     projected: int
     view_counts: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...] = ()
     assignment: list[int] | None = None
 
 
@@ -35,7 +36,8 @@ class SampleTrace:
 
     `entry[row]` is the index in the full prompt (padding not counted) that row `row` of the LLM's input stands at;
     `visual[row]` tells whether it is a visual token. `stages` lists (first decoder layer, rows present), the first
-    one with layer 0; a stage lasts until the next begins.
+    one with layer 0; a stage lasts until the next begins. `flops`: the methods' own matrix products, where they were
+    counted while they ran.
     """
 
     prompt_tokens: int
@@ -43,6 +45,7 @@ class SampleTrace:
     visual: list[bool]
     sources: list[SourceTrace]
     stages: list[tuple[int, list[int]]]
+    flops: int | None = None
 
     def rows(self, layer: int) -> list[int]:
         """The entry rows present in decoder layer `layer`, in sequence order."""
@@ -86,6 +89,7 @@ class Trace:
                     visual=sample["visual"],
                     sources=[_source(source) for source in sample["sources"]],
                     stages=[(first, rows) for first, rows in sample["stages"]],
+                    flops=sample["flops"],
                 )
                 for sample in data["samples"]
             ]
@@ -110,5 +114,6 @@ def _source(data: dict) -> SourceTrace:
         rows=tuple(data["rows"]),
         projected=data["projected"],
         view_counts=tuple(data["view_counts"]),
+        steps=tuple(tuple(step) for step in data["steps"]),
         assignment=data["assignment"],
     )

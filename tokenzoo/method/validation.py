@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from tokenzoo.errors import FailedError
-from tokenzoo.method.reducer import Reduction
+from tokenzoo.lazy import torch
+from tokenzoo.method.reduction import Reduction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InvalidReductionError(FailedError):
     """A method returned something that is no reduction of the tokens it was given."""
 
 
-def check_reduction(
-    result: torch.Tensor | Reduction, tokens: torch.Tensor, method: str, where: str, unique_anchors: bool
-) -> None:
+def check_reduction(result: Tensor | Reduction, tokens: Tensor, method: str, where: str, unique_anchors: bool) -> None:
     """Raise InvalidReductionError unless `result` is a valid reduction of `tokens` [count, width]."""
 
     def fail(problem: str) -> None:
@@ -37,7 +38,13 @@ def check_reduction(
         check_features(result.features, len(index), tokens, fail)
 
 
-def check_values(index: torch.Tensor, count: int, unique: bool, fail: Callable[[str], None]) -> None:
+def check_count(left: int, count: int | None, method: str, where: str) -> None:
+    """Raise InvalidReductionError where a method leaves another number of tokens than it declared (None: any)."""
+    if count is not None and left != count:
+        raise InvalidReductionError(f"Method '{method}' ({where}): it declared {count} tokens and returned {left}.")
+
+
+def check_values(index: Tensor, count: int, unique: bool, fail: Callable[[str], None]) -> None:
     """Indices within range and, where they must be, different from each other.
 
     A GPU is waited for once: what is wrong is looked up only when something is.
@@ -52,7 +59,7 @@ def check_values(index: torch.Tensor, count: int, unique: bool, fail: Callable[[
     fail("the same token is kept twice.")
 
 
-def check_features(features: torch.Tensor, kept: int, tokens: torch.Tensor, fail: Callable[[str], None]) -> None:
+def check_features(features: Tensor, kept: int, tokens: Tensor, fail: Callable[[str], None]) -> None:
     """Merged features of the right shape and type, all finite, no more than there were."""
     count, width = tokens.shape
     if tuple(features.shape) != (kept, width):

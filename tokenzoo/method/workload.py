@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -12,7 +12,9 @@ class Architecture:
 
     `head_dim` is the width of one attention head; `vision_hidden` the width of the features before the projector
     (for Qwen2-VL of one merge unit, four patches concatenated); `encoder_hidden` that of one patch, and
-    `encoder_layers` counts the encoder's layers. The vision fields are 0 where only the decoder is known.
+    `encoder_layers` and `encoder_heads` count the encoder's layers and heads; `feature_layer` is the encoder layer whose
+    output goes to the projector, `encoder_merge` how many patches become one token there. The vision fields are 0
+    where only the decoder is known.
     """
 
     name: str
@@ -26,6 +28,9 @@ class Architecture:
     vision_hidden: int = 0
     encoder_hidden: int = 0
     encoder_layers: int = 0
+    encoder_heads: int = 0
+    encoder_merge: int = 1
+    feature_layer: int = 0
     has_cls: bool = False
 
     def __post_init__(self) -> None:
@@ -61,17 +66,43 @@ class Source:
 
 
 @dataclass(frozen=True)
+class RecordedSource:
+    """What a recorded run made of one image or video before the LLM.
+
+    `steps`: for each method that acts before the LLM, in the order in which they ran, the tokens of each view that it left.
+    """
+
+    steps: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a picture decided in a recorded run.
+
+    `visual`: visual tokens entering each decoder layer; those behind the last one have as many. `flops`: the methods'
+    own matrix products, where they were counted while they ran.
+    """
+
+    sources: tuple[RecordedSource, ...]
+    visual: tuple[int, ...]
+    flops: int | None = None
+
+    def after(self, layer: int) -> int:
+        """Visual tokens entering the layer behind `layer`."""
+        return self.visual[min(layer + 1, len(self.visual) - 1)]
+
+
+@dataclass(frozen=True)
 class Workload:
     """One prompt (batch size 1) for a model: its images and videos, its text, the decoder's dimensions.
 
-    `recorded` holds, for a run that was recorded, the tokens each source had left when entering the LLM, per view and
-    then structural last; data-dependent methods are priced from it.
+    `recorded` tells, for a run that was recorded, what the picture decided.
     """
 
     architecture: Architecture
     sources: tuple[Source, ...]
     text_tokens: int
-    recorded: tuple[tuple[int, ...], ...] | None = None
+    recorded: Recorded | None = None
 
     @property
     def visual_tokens(self) -> int:
@@ -82,11 +113,6 @@ class Workload:
     def projector_tokens(self) -> int:
         """Visual tokens entering an unreduced projector."""
         return sum(sum(source.before_projector) for source in self.sources)
-
-    def with_entry(self, counts: tuple[int, ...]) -> Workload:
-        """Return this workload with each source cut to `counts` tokens, one view each: what a later method sees."""
-        sources = tuple(Source(source.kind, (count,), 0) for source, count in zip(self.sources, counts, strict=True))
-        return replace(self, sources=sources, recorded=None)
 
     @classmethod
     def images(cls, architecture: Architecture, tokens: int, text_tokens: int, images: int = 1) -> Workload:

@@ -37,6 +37,11 @@ class Checkpoint:
     processor: Any = None
     image_processor: Any = None
 
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return self.model.config.get_text_config().num_hidden_layers
+
     def inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
         """Left padded inputs for a batch of questions, on the model's device and in its dtype."""
         if self.processor is not None:

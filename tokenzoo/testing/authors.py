@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenzoo.method.events import VisualTokens
-from tokenzoo.method.reducer import Reduction, TokenReducer
+from tokenzoo.method.accounting import promised
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import Reduction
+from tokenzoo.method.visual_tokens import VisualTokens
+from tokenzoo.method.workload import Architecture, Source
 from tokenzoo.testing.check import (
     BACKENDS,
     check_failure,
@@ -78,21 +81,21 @@ def assert_contract(
 
 
 def visual_tokens(features: torch.Tensor, grids: Grids, kind: str = "image", **more: Any) -> VisualTokens:
-    """The visual tokens of one picture, made by hand to call `pre_llm` or `before_projector` with.
+    """The visual tokens of one picture, made by hand to call `reduce` with.
 
     `features` [tokens, width]; `grids` (height, width), or one for each view; `more` are further fields of
-    VisualTokens, such as `recorded_layers`, `encoder_heads` and `has_cls`.
+    VisualTokens, such as `left`, `encoder` and `has_cls`.
     """
     views: list[Any] = [grids] if isinstance(grids[0], int) else list(grids)
     sizes = [height * width for height, width in views]
     if sum(sizes) != len(features):
         raise ValueError(f"The grids {views} hold {sum(sizes)} tokens, there are {len(features)} features.")
     view = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    return VisualTokens(kind=kind, features=features, view=view, grids=tuple(views), memory={}, **more)
+    return VisualTokens(kind=kind, features=features, view=view, grids=tuple(views), **more)
 
 
 def assert_golden(reducer: TokenReducer, path: str | Path, tolerance: float = 1e-5) -> None:
-    """Compare `pre_llm` with what the published code returned on the same input, saved with numpy.savez.
+    """Compare `reduce` with what the published code returned on the same input, saved with numpy.savez.
 
     The file holds `features` [tokens, width] and `grids` [views, 2], and what is expected: `kept` [kept], the indices
     in their order, or `merged` [kept, width], the features that remain.
@@ -103,7 +106,10 @@ def assert_golden(reducer: TokenReducer, path: str | Path, tolerance: float = 1e
     if missing or not {"kept", "merged"} & set(arrays):
         raise ValueError(f"'{path}' must hold features, grids, and kept or merged; it holds {sorted(arrays)}.")
     grids = [(int(height), int(width)) for height, width in arrays["grids"].tolist()]
-    result = reducer.pre_llm(visual_tokens(arrays["features"], grids))
+    sizes = tuple(height * width for height, width in grids)
+    source = Source("image", sizes, grids=tuple(grids))
+    decoder = Architecture("golden", arrays["features"].shape[1], 1, 1, 1, 1, 1)
+    result = reducer.reduce(visual_tokens(arrays["features"], grids, left=promised(reducer, sizes, source, decoder)))
     if "kept" in arrays:
         kept = result.anchors if isinstance(result, Reduction) else result
         assert kept is not None and kept.tolist() == arrays["kept"].tolist(), (

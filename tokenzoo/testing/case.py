@@ -15,7 +15,7 @@ from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import Trace
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.oracle import FullPrompt, full_prompt
-from tokenzoo.testing.recorder import Call
+from tokenzoo.testing.recorder import Call, calls_of
 
 NEW_TOKENS = 8
 
@@ -41,14 +41,19 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What a reduced run gave: everything the oracle is compared with."""
+    """What a reduced run gave: everything the oracle is compared with.
+
+    `entering`: for each sample and each of its images and videos the methods' calls before the LLM; `inside`: for each sample
+    those inside it.
+    """
 
     trace: Trace
     logits: list[torch.Tensor]
     generated: torch.Tensor
     kv_lengths: list[int]
     entry: torch.Tensor
-    calls: list[list[Call]]
+    entering: list[list[list[Call]]]
+    inside: list[list[Call]]
 
 
 @dataclass
@@ -61,7 +66,7 @@ class Report:
     outcome: Outcome | None = None
 
 
-def run(case: Case, reducers: Sequence[TokenReducer], calls: list[list[Call]]) -> Outcome:
+def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
     """Run the reduced model: generate 8 tokens, or only the forward pass where the batch is padded right."""
     seen: list[torch.Tensor] = []
 
@@ -90,6 +95,10 @@ def run(case: Case, reducers: Sequence[TokenReducer], calls: list[list[Call]]) -
                 generated = torch.empty(len(output.logits), 0, dtype=torch.long)
                 cache = output.past_key_values
             trace = running.trace
+            prompt = running.prefill.prompt
+            samples = range(len(trace.samples))
+            entering = [[calls_of(source.memory) for source in prompt.of_sample(sample)] for sample in samples]
+            inside = [calls_of(prompt.memory(sample)) for sample in samples]
     finally:
         handle.remove()
     if not case.generates:
@@ -97,7 +106,7 @@ def run(case: Case, reducers: Sequence[TokenReducer], calls: list[list[Call]]) -
         counts = [len(sample.rows(last)) for sample in trace.samples]
         logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
     lengths = [int(layer.keys.shape[-2]) for layer in cache.layers]
-    return Outcome(trace, logits, generated, lengths, seen[0], calls)
+    return Outcome(trace, logits, generated, lengths, seen[0], entering, inside)
 
 
 def sample_rows(case: Case, count: int, length: int) -> slice:

@@ -10,7 +10,8 @@ import torch
 
 import tokenzoo
 from tokenzoo.errors import UserError
-from tokenzoo.method.reducer import TokenReducer, UnreachableError
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import UnreachableError
 from tokenzoo.method.signatures import check_class
 from tokenzoo.testing.case import Case, leftovers
 from tokenzoo.testing.contract import check_case
@@ -88,7 +89,7 @@ def check_all(
             result.findings += check_independence(method, family)
             result.findings += check_full_retention(method, family)
             result.findings += check_failure(method, family)
-    acts = any(method.implements(hook) for hook in ("before_projector", "pre_llm", "after_layer"))
+    acts = method.enters or method.acts_inside
     if acts and not dropped and not result.findings and len(result.unsupported) < len(families):
         result.findings.append(Finding(1, "every family and case", "not one token was dropped; do its hooks act?"))
     if len(result.unsupported) == len(families):
@@ -121,7 +122,7 @@ def _kept(case: Case, method: TokenReducer, inputs: dict[str, Any]) -> list[Any]
 def check_full_retention(method: TokenReducer, family: str, layers: int = LAYERS) -> Iterator[Finding]:
     """Set to keep everything, a method is the plain model."""
     try:
-        everything = method.at_retention(1.0)
+        everything = method.at_retention(1.0, layers)
     except (UnreachableError, NotImplementedError):
         return
     except UserError as error:
@@ -135,8 +136,7 @@ def check_full_retention(method: TokenReducer, family: str, layers: int = LAYERS
     except UserError as error:
         yield Finding(6, case.where, f"at retention 1.0: {error}")
         return
-    enters = everything.implements("pre_llm") or everything.implements("before_projector")
-    if enters and everything.implements("after_layer") and counts[-1] < counts[0] == counts[1]:
+    if everything.enters and everything.acts_inside and counts[-1] < counts[0] == counts[1]:
         return  # its knob sets what enters the LLM; inside, it goes on pruning
     difference = (logits[:, -1] - case.prompt.logits[:, -1]).abs().max().item()
     if difference > TOLERANCE:

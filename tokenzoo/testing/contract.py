@@ -21,11 +21,11 @@ from tokenzoo.zoo.errors import reason
 def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
     """Run the methods on the case and return all that is wrong."""
     report = Report()
-    watched = [watch(reducer) for reducer in reducers]
-    states = [dict(vars(copy)) for copy, _ in watched]
+    watched = [watch(reducer, number) for number, reducer in enumerate(reducers)]
+    states = [dict(vars(copy)) for copy in watched]
     inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in case.inputs.items()}
     try:
-        outcome = run(case, [copy for copy, _ in watched], [calls for _, calls in watched])
+        outcome = run(case, watched)
     except UnsupportedError as error:
         report.unsupported = str(error)
         return report
@@ -42,7 +42,7 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
     report.dropped = any(
         outcome.trace.visual_tokens(i)[-1] < sum(map(_offered, sample.sources)) for i, sample in enumerate(outcome.trace.samples)
     )
-    for copy, state in zip((copy for copy, _ in watched), states, strict=True):
+    for copy, state in zip(watched, states, strict=True):
         if not _equal_state(vars(copy), state):
             written = sorted(set(vars(copy)) ^ set(state)) or sorted(k for k in state if vars(copy)[k] is not state[k])
             message = f"it wrote to self ({', '.join(written)}); keep what hooks share in tokens.memory / layer.memory."
@@ -65,13 +65,13 @@ def _offered(source: SourceTrace) -> int:
 
 def changed_inputs(case: Case, outcome: Outcome, before: dict[str, Any]) -> Iterator[Finding]:
     """A method must not write into what it was given."""
-    for calls in outcome.calls:
-        for call in calls:
-            if call.changed:
-                place = call.hook if call.layer is None else f"{call.hook} (layer {call.layer})"
-                message = f"{place} changed its input in place ({', '.join(call.changed)}); work on a copy."
-                yield Finding(3, case.where, message)
-                return
+    entering = [call for sources in outcome.entering for calls in sources for call in calls]
+    for call in [*entering, *(call for calls in outcome.inside for call in calls)]:
+        if call.changed:
+            place = "reduce" if call.layer is None else f"pick (layer {call.layer})"
+            message = f"{place} changed its input in place ({', '.join(call.changed)}); work on a copy."
+            yield Finding(3, case.where, message)
+            return
     for name, value in before.items():
         if isinstance(value, torch.Tensor) and not torch.equal(value, case.inputs[name]):
             yield Finding(3, case.where, f"the call's argument '{name}' was changed in place.")

@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import torch
 
+from tokenzoo.cost.traces import recorded_run
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import DataDependentError, Reduction, TokenReducer
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import DataDependentError
+from tokenzoo.method.trace import SampleTrace
 from tokenzoo.method.workload import Workload
 from tokenzoo.testing.case import Case, Outcome, sample_rows
 from tokenzoo.testing.findings import Finding
-from tokenzoo.testing.oracle import OracleSample, Positions, oracle_logits
+from tokenzoo.testing.oracle import oracle_logits
+from tokenzoo.testing.positions import oracle_sample
+from tokenzoo.testing.recorder import Call
 from tokenzoo.zoo.errors import reason
 
 #: Largest difference of two logits that count as equal, in float32.
@@ -67,11 +72,10 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             if len(sample.rows(outcome.trace.layers - 1)) != sample.prompt_tokens:
                 yield Finding(6, where, "a sample without images was changed.")
             continue
-        recorded = tuple((*source.view_counts, len(source.rows) - sum(source.view_counts)) for source in sample.sources)
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
         workload = Workload(architecture, sources, text)
         try:
-            promised = _schedule(pipeline, workload, recorded)
+            promised = _schedule(pipeline, workload, sample)
         except DataDependentError:
             yield Finding(6, where, "schedule() raises DataDependentError although workload.recorded is given.")
             return
@@ -91,27 +95,23 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             )
 
 
-def _schedule(pipeline: Pipeline, workload: Workload, recorded: tuple[tuple[int, ...], ...]) -> list[int]:
+def _schedule(pipeline: Pipeline, workload: Workload, sample: SampleTrace) -> list[int]:
     """The promise made without seeing the picture, or, where the picture decides, from what was recorded."""
-    if pipeline.fixed_schedule:
-        try:
-            return list(pipeline.schedule(workload))
-        except DataDependentError:
-            pass
-    return list(pipeline.schedule(replace(workload, recorded=recorded)))
+    try:
+        return list(pipeline.schedule(workload))
+    except DataDependentError:
+        return list(pipeline.schedule(replace(workload, recorded=recorded_run(sample))))
 
 
 def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
     """Every row that entered is the plain model's, or exactly what the method made of it."""
     counts = [len(sample.entry) for sample in outcome.trace.samples]
-    number = 0
     for index, sample in enumerate(outcome.trace.samples):
         entered = outcome.entry[index, sample_rows(case, counts[index], max(counts))]
         full = case.prompt.embeddings[index][case.prompt.mask[index]]
         expected = full[torch.tensor(sample.entry, dtype=torch.long)].clone()
-        for source in sample.sources:
-            made = _made(case, outcome, number)
-            number += 1
+        for source, calls in zip(sample.sources, outcome.entering[index], strict=True):
+            made = _made(case, calls)
             if made is not None:
                 if len(made) > len(source.rows):
                     yield Finding(1, f"{case.where}, sample {index}", "the method's tokens are not all in the trace.")
@@ -123,30 +123,22 @@ def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
             yield Finding(1, f"{case.where}, sample {index}", message)
 
 
-def _made(case: Case, outcome: Outcome, number: int) -> torch.Tensor | None:
-    """What the methods made of source `number` before the LLM; None where they left it alone."""
-    made = None
-    for calls in outcome.calls:
-        own = [call for call in calls if call.hook == "before_projector"]
-        if own and own[number].result is not None:
-            made = own[number].output
-    if made is not None:
+def _made(case: Case, calls: Sequence[Call]) -> torch.Tensor | None:
+    """What the methods made of one source before the LLM; None where they left it alone."""
+    if not calls:
+        return None
+    made = calls[-1].output
+    if calls[-1].early:
         projector = case.family.projector(case.model)
         with torch.no_grad():
             made = case.family.projector_output(projector(case.family.projector_input(case.model, made)))
-    for calls in outcome.calls:
-        own = [call for call in calls if call.hook == "pre_llm"]
-        if own and own[number].result is not None:
-            made = own[number].output
     return made
 
 
 def check_logits(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
     """Logits and tokens of prefill and every step against the mask oracle."""
-    positions = Positions.of(list(reducers), case.mrope)
-    merged = _merged(outcome)
     counts = [len(sample.entry) for sample in outcome.trace.samples]
-    for index, sample in enumerate(outcome.trace.samples):
+    for index in range(len(counts)):
         where = f"{case.where}, sample {index}"
         entered = outcome.entry[index, sample_rows(case, counts[index], max(counts))]
         generated = outcome.generated[index]
@@ -155,8 +147,7 @@ def check_logits(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer])
             case.decoder,
             case.prompt,
             index,
-            OracleSample(sample, entered, merged.get(index, {})),
-            positions,
+            oracle_sample(case, outcome, index, reducers, entered),
             generated[:-1],
         )
         got = outcome.logits[index]
@@ -193,19 +184,3 @@ def _text_only(case: Case, outcome: Outcome) -> Iterator[Finding]:
             if difference > TOLERANCE:
                 message = f"a sample without images answers differently from the plain model (by {difference:.2g})."
                 yield Finding(6, f"{case.where}, sample {index}", message)
-
-
-def _merged(outcome: Outcome) -> dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]]:
-    """Tokens merged inside the LLM, by sample and layer: entry rows and their new states."""
-    merged: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
-    for calls in outcome.calls:
-        for layer in sorted({call.layer for call in calls if call.layer is not None}):
-            own = [call for call in calls if call.layer == layer]
-            samples = [i for i in range(len(outcome.trace.samples)) if outcome.trace.visual_tokens(i)[layer]]
-            for call, index in zip(own, samples, strict=False):
-                if isinstance(call.result, Reduction):
-                    sample = outcome.trace.samples[index]
-                    visual = [row for row in sample.rows(layer) if sample.visual[row]]
-                    rows = torch.tensor([visual[anchor] for anchor in call.result.anchors.tolist()], dtype=torch.long)
-                    merged.setdefault(index, {})[layer] = (rows, call.result.features)
-    return merged

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import SampleTrace
 
 
@@ -32,35 +31,18 @@ class FullPrompt:
 
 
 @dataclass
-class Positions:
-    """Whether positions are kept or renumbered: before the LLM, and inside it."""
-
-    renumber_entry: bool = False
-    renumber_layers: bool = False
-
-    @classmethod
-    def of(cls, reducers: list[TokenReducer], mrope: bool) -> Positions:
-        """What methods ask for; models with M-RoPE always keep, and one method that keeps decides the entry."""
-        entry = [r for r in reducers if r.implements("before_projector") or r.implements("pre_llm")]
-        inside = [r for r in reducers if r.implements("after_layer")]
-        if mrope:
-            return cls()
-        return cls(
-            bool(entry) and all(r.entry_positions == "renumber" for r in entry),
-            any(r.layer_positions == "renumber" for r in inside),
-        )
-
-
-@dataclass
 class OracleSample:
     """One sample: its trace, the embeddings that entered, and tokens merged inside the LLM.
 
-    `merged` maps a decoder layer to (entry rows [merged], their new states [merged, hidden]) after it.
+    `merged` maps a decoder layer to (entry rows [merged], their new states [merged, hidden]) after it. `numbers`: the entry
+    rows' positions where they were renumbered before the LLM. `renumbered`: after which layer which row got which position.
     """
 
     trace: SampleTrace
     entry: torch.Tensor
     merged: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    numbers: list[int] | None = None
+    renumbered: dict[int, dict[int, int]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -94,7 +76,6 @@ def oracle_logits(
     prompt: FullPrompt,
     index: int,
     sample: OracleSample,
-    positions: Positions,
     generated: torch.Tensor,
 ) -> torch.Tensor:
     """Logits [prompt rows in the last layer + generated, vocabulary] of sample `index`, teacher-forced.
@@ -111,23 +92,20 @@ def oracle_logits(
     first, count, new = len(gone), len(trace.entry), len(generated)
     entry_positions = full_positions[:, entry_index]
     next_position = full_positions[:, -1:] + 1
-    if positions.renumber_entry:
-        entry_positions = torch.arange(count).expand(len(full_positions), -1)
-        next_position = torch.full_like(next_position, count)
+    if sample.numbers is not None:
+        entry_positions = torch.tensor(sample.numbers, dtype=torch.long).expand(len(full_positions), -1)
+        next_position = entry_positions[:, -1:] + 1
     later = next_position + torch.arange(new)
     whole = torch.cat([full_positions[:, gone], entry_positions, later], dim=1)
-    stage: list[int] | None = None
-    rotary = None
+    mask = rotary = None
     for number, layer in enumerate(decoder.layers):
-        rows = trace.rows(number)
-        if rows != stage:
-            mask = _mask(first, count, new, rows, hidden.dtype)
-            renumber = positions.renumber_layers and stage is not None
-            if renumber:
-                whole = _renumbered(whole, first, count, rows)
-            if rotary is None or renumber:
-                rotary = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None])
-            stage = rows
+        places = sample.renumbered.get(number - 1)
+        if places:
+            whole = _renumbered(whole, first, count, places)
+        if places or rotary is None:
+            rotary = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None])
+        if mask is None or trace.rows(number) != trace.rows(number - 1):
+            mask = _mask(first, count, new, trace.rows(number), hidden.dtype)
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in sample.merged:
@@ -146,17 +124,18 @@ def _mask(first: int, count: int, new: int, rows: list[int], dtype: torch.dtype)
     present = torch.zeros(total, dtype=torch.bool)
     present[[first + row for row in rows]] = True
     present[first + count :] = True
-    order = torch.arange(total)
+    order = torch.arange(total)  # where a row stands in the sequence: appended rows stand behind others
+    order[torch.tensor([first + row for row in rows], dtype=torch.long)] = first + torch.arange(len(rows))
     visible = (order[None, :] <= order[:, None]) & present[None, :]
     visible |= torch.eye(total, dtype=torch.bool)
     return torch.zeros(total, total, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
 
-def _renumbered(whole: torch.Tensor, first: int, count: int, rows: list[int]) -> torch.Tensor:
-    """0..n-1 for the rows that are left, n.. for the generated ones; hidden rows keep what they had."""
+def _renumbered(whole: torch.Tensor, first: int, count: int, places: dict[int, int]) -> torch.Tensor:
+    """Rows at their new places, generated ones behind them; hidden rows keep what they had."""
     whole = whole.clone()
-    place = torch.tensor([first + row for row in rows], dtype=torch.long)
-    whole[:, place] = torch.arange(len(rows)).expand(len(whole), -1)
+    rows = torch.tensor([first + row for row in places], dtype=torch.long)
+    whole[:, rows] = torch.tensor(list(places.values())).expand(len(whole), -1)
     new = whole.shape[1] - first - count
-    whole[:, first + count :] = (len(rows) + torch.arange(new)).expand(len(whole), -1)
+    whole[:, first + count :] = (len(places) + torch.arange(new)).expand(len(whole), -1)
     return whole

@@ -8,53 +8,73 @@ from typing import Any
 
 import torch
 
-from tokenzoo.method.reducer import Reduction, TokenReducer
-from tokenzoo.method.signatures import HOOKS
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import Reduction
+from tokenzoo.method.signatures import DECISIONS
 
 
 @dataclass
 class Call:
-    """One call of a hook: the visual tokens it was given, what it returned, which of its inputs it changed."""
+    """One decision of method number `method`: the visual tokens it was given, what it returned, which inputs it changed.
 
-    hook: str
+    `layer`: the decoder layer after which it decided; None before the LLM. `early`: before the projector.
+    """
+
+    method: int
     layer: int | None
+    early: bool
     features: torch.Tensor
-    result: torch.Tensor | Reduction | None
+    result: torch.Tensor | Reduction
     changed: list[str]
 
     @property
     def output(self) -> torch.Tensor:
         """The visual tokens that go on [kept, width]."""
-        if self.result is None:
-            return self.features
         return self.result.features if isinstance(self.result, Reduction) else self.features[self.result]
 
+    @property
+    def anchors(self) -> list[int]:
+        """The tokens that go on, as indices of those that were given."""
+        return (self.result.anchors if isinstance(self.result, Reduction) else self.result).tolist()
 
-def watch(reducer: TokenReducer) -> tuple[TokenReducer, list[Call]]:
-    """Return a copy of the reducer that records its calls, and the list they go to."""
-    calls: list[Call] = []
-    members: dict[str, Any] = {hook: _recording(type(reducer), hook, calls) for hook in HOOKS if reducer.implements(hook)}
+
+def watch(reducer: TokenReducer, number: int = 0) -> TokenReducer:
+    """Return a copy of the reducer that leaves its calls in the memory of whatever it is given (see `calls_of`)."""
+    members: dict[str, Any] = {}
+    for decision, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
+        if used:
+            members[decision] = _recording(type(reducer), decision, number)
     copy: TokenReducer = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
     copy.__dict__.update(reducer.__dict__)
-    return copy, calls
+    return copy
 
 
-def _recording(cls: type[TokenReducer], hook: str, calls: list[Call]) -> Any:
-    original = getattr(cls, hook)
+def calls_of(memory: dict[str, Any]) -> list[Call]:
+    """The calls that watched methods left in a memory, in order."""
+    return memory.get(_KEY, [])
+
+
+_KEY = "tokenzoo.testing.recorder"
+
+
+def _recording(cls: type[TokenReducer], decision: str, number: int) -> Any:
+    original = getattr(cls, decision)
 
     @functools.wraps(original)
-    def recording(self: TokenReducer, event: Any) -> Any:
+    def recording(self: TokenReducer, event: Any, *more: Any) -> Any:
         before = _tensors(event)
-        result = original(self, event)
+        result = original(self, event, *more)
         after = _tensors(event, clone=False)
         changed = [name for name, value in before.items() if not _same(value, after.get(name))]
-        features = before["hidden_states"][before["visual"]] if hook == "after_layer" else before["features"]
+        inside = decision == "pick"
+        features = before["hidden_states"][before["visual"]] if inside else before["features"]
         kept = result
         if isinstance(result, Reduction):
-            kept = Reduction(result.features.clone(), result.anchors.clone(), result.assignment)
+            kept = Reduction(result.features.clone(), result.anchors.clone(), result.assignment, result.appended)
         elif isinstance(result, torch.Tensor):
             kept = result.clone()
-        calls.append(Call(hook, getattr(event, "index", None), features, kept, changed))
+        call = Call(number, event.index if inside else None, not inside and event.early, features, kept, changed)
+        event.memory[_KEY] = [*calls_of(event.memory), call]
         return result
 
     return recording

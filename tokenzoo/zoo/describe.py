@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.signatures import HOOKS
 from tokenzoo.zoo.plugins import Plugin, Zoo
 from tokenzoo.zoo.registry import Method
 
@@ -53,17 +52,18 @@ def describe(zoo: Zoo, name: str) -> Description:
     documentation = inspect.cleandoc(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
     if documentation.startswith(f"{cls.__name__}("):  # what @dataclass writes where there is none
         documentation = ""
-    hooks = tuple(hook for hook in HOOKS if getattr(cls, hook) is not getattr(TokenReducer, hook))
+    method = cls()
+    places = _places(method)
     return Description(
         name=name,
         title=entry.title or cls.__name__,
         summary=entry.summary or first_sentence(documentation),
         documentation=documentation,
-        hooks=hooks,
+        hooks=places,
         parameters=parameters(cls),
-        positions=_positions(cls, hooks),
-        budget=_budget(cls),
-        families=_families(hooks),
+        positions=_positions(method),
+        budget=_budget(method),
+        families=_families(method),
         method=entry,
         plugin=zoo.info(name),
     )
@@ -140,25 +140,27 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=\.)\s", line)[0].removesuffix(".")
 
 
-def _positions(cls: type[TokenReducer], hooks: tuple[str, ...]) -> str:
-    parts = []
-    for attribute, where, wanted in (
-        ("entry_positions", "before the LLM", {"before_projector", "pre_llm"}),
-        ("layer_positions", "inside the LLM", {"after_layer"}),
-    ):
-        if wanted & set(hooks):
-            value = getattr(cls, attribute)
-            parts.append(f"{value if isinstance(value, str) else 'by parameter'} {where}")
+def _places(method: TokenReducer) -> tuple[str, ...]:
+    """Where a method acts."""
+    early = method.enters and method.implements("early")
+    named = {"before the projector": early, "before the LLM": method.enters and not early, "inside the LLM": method.acts_inside}
+    return tuple(place for place, acts in named.items() if acts)
+
+
+def _positions(method: TokenReducer) -> str:
+    rule = {"keep": "kept", "renumber": "renumbered"}
+    parts = [f"{rule[method.entry_positions]} before the LLM"] if method.enters else []
+    parts += [f"{rule[method.layer_positions]} inside the LLM"] if method.acts_inside else []
     return ", ".join(parts) or "unchanged"
 
 
-def _budget(cls: type[TokenReducer]) -> str:
-    if not cls.fixed_schedule:
-        return "depends on the picture: priced from a recorded trace"
-    return "fixed by the parameters"
+def _budget(method: TokenReducer) -> str:
+    if method.fixed_schedule:
+        return "fixed by the parameters"
+    return "by default as the picture asks: priced from a recorded trace"
 
 
-def _families(hooks: tuple[str, ...]) -> str:
-    if "before_projector" in hooks:
+def _families(method: TokenReducer) -> str:
+    if method.implements("encoder_layers"):
         return "all multimodal families (reads the vision encoder)"
     return "all families, bare decoders included"

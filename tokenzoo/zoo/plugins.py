@@ -18,8 +18,9 @@ from typing import Any
 import pluggy
 
 from tokenzoo.errors import UserError, unknown
+from tokenzoo.method.parameters import check_names
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.reducer import TokenReducer, check_parameter_names
+from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.signatures import check_class
 from tokenzoo.zoo import registry
 from tokenzoo.zoo.additions import Additions, additions_of, check_version, import_file, reducers_in
@@ -115,7 +116,7 @@ class Zoo:
         if part.preset:
             parameters.update(self.registry.preset(part.name, part.preset).parameters)
         parameters.update(part.parameters)
-        check_parameter_names(reducer_class, parameters)
+        check_names(reducer_class, parameters)
         return reducer_class(**parameters)
 
     def _unknown(self, name: str) -> UserError:

@@ -37,6 +37,10 @@ class Llava(Family):
     def has_cls(self, model: Module) -> bool:
         return model.config.vision_config.model_type.startswith("clip")
 
+    def pooling_head(self, model: Module) -> Module | None:
+        tower = self.root(model).vision_tower
+        return getattr(tower, "head", None) if getattr(tower, "use_head", False) else None
+
     def patch_grid(self, model: Module) -> tuple[int, int]:
         """Rows and columns of patches of one encoder view."""
         vision = model.config.vision_config
@@ -50,5 +54,15 @@ class Llava(Family):
         grid = self.patch_grid(model)
         tokens = grid[0] * grid[1]
         view = torch.zeros(tokens, dtype=torch.long)
-        image = VisualSource(Source("image", (tokens,), grids=(grid,)), view, (grid,), one_to_one=True)
+        if strategy(model, call) == "full" and self.has_cls(model):  # the CLS token goes to the LLM too, ahead of the patches
+            view = torch.cat([torch.tensor([-1]), view])
+            source = Source("image", (tokens,), 1, (tokens + 1,), grids=(grid,))
+            image = VisualSource(source, view, ((1, tokens + 1),), one_to_one=False, whole=False)
+        else:
+            image = VisualSource(Source("image", (tokens,), grids=(grid,)), view, (grid,), one_to_one=True)
         return [image] * len(pixels)
+
+
+def strategy(model: Module, call: Mapping[str, Any]) -> str:
+    """Which encoder tokens go to the projector: "default" leaves CLS out, "full" does not."""
+    return call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy

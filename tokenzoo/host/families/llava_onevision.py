@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class LlavaOnevision(LlavaNext):
 
     def pack(self, model: Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
         aspect = call.get("vision_aspect_ratio") or model.config.vision_aspect_ratio
-        newline = torch.full((1,), -1.0)
+        newline = views[0].new_full(views[0].shape[-1:], torch.nan)
         return self.root(model).pack_image_features(views, sizes, newline, aspect)[0]
 
     def videos(self, model: Module, pixels: torch.Tensor | None) -> list[VisualSource]:
@@ -42,5 +43,10 @@ class LlavaOnevision(LlavaNext):
         frames, tokens = pixels.shape[1], pooled[0] * pooled[1]
         view = torch.cat([torch.arange(frames).repeat_interleave(tokens), torch.tensor([-1])])
         source = Source("video", (tokens,) * frames, 1, (grid[0] * grid[1],) * frames, (pooled,) * frames)
-        video = VisualSource(source, view, (grid,) * frames, one_to_one=False)
+        pack = partial(self.pooled, model)
+        video = VisualSource(source, view, (grid,) * frames, one_to_one=False, pack=pack)
         return [video] * len(pixels)
+
+    def pooled(self, model: Module, values: torch.Tensor) -> torch.Tensor:
+        """Values [frames, tokens, channels] pooled as the model pools its features."""
+        return self.root(model).apply_pooling(values.float()).flatten(0, 1)

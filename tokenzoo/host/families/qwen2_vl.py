@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from tokenzoo.host.encoder import LayerRecord
 from tokenzoo.host.family import Family, Module, VisualSource
+from tokenzoo.method import ops
 from tokenzoo.method.workload import Source
 
 
@@ -34,6 +36,9 @@ class Qwen2VL(Family):
 
     def encoder_heads(self, model: Module) -> int:
         return model.config.vision_config.num_heads
+
+    def feature_layer(self, model: Module) -> int:
+        return len(self.encoder_layers(model)) - 1
 
     def encoder_projections(self, layer: Module) -> tuple[Module, ...]:
         return (layer.attn.qkv,)
@@ -85,6 +90,36 @@ class Qwen2VL(Family):
             parts.append([u.mean(1).view(len(s.grids), -1, u.shape[-1]) for u, s in zip(units, sources, strict=True)])
         return list(zip(*parts, strict=True))
 
+    def split_outputs(self, model: Module, output: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
+        """The mean of each merge unit's patches, [views, tokens, width] per source."""
+        units = self._raster_units(model, output, sources)
+        return [u.mean(1).view(len(s.grids), -1, u.shape[-1]) for u, s in zip(units, sources, strict=True)]
+
+    def encoder_attention(
+        self, model: Module, record: LayerRecord, sources: Sequence[VisualSource], number: int, queries: str
+    ) -> torch.Tensor:
+        """Patches attend within their frame, in most layers of Qwen2.5-VL within their window; a token is its patches' mean."""
+        heads, (patches, _) = self.encoder_heads(model), record.projections[0].shape
+        cos, sin = (angles[:, None].float() for angles in record.arguments["position_embeddings"])
+        frames, views = len(sources[number].grids), []
+        for states in record.projections[0].view(patches, 3, heads, -1).unbind(1)[:2]:
+            first, second = states.float().chunk(2, dim=-1)
+            turned = states.float() * cos + torch.cat((-second, first), dim=-1) * sin
+            units = self._raster_units(model, turned.flatten(1), sources)[number]
+            views.append(units.view(frames, -1, heads, cos.shape[-1]).transpose(1, 2))
+        borders = record.arguments["cu_seqlens"]
+        place = torch.arange(patches, device=borders.device)
+        window = torch.searchsorted(borders, place, right=True)[:, None]
+        segments = self._raster_units(model, window, sources)[number].view(frames, -1)
+        weights = torch.cat(
+            [
+                ops.encoder_attention(query[None], key[None], query.shape[-1] ** -0.5, queries, segment)
+                for query, key, segment in zip(*views, segments, strict=True)
+            ]
+        )
+        side = model.config.vision_config.spatial_merge_size
+        return weights.unflatten(-1, (-1, side**2)).mean(-1).transpose(1, 2)
+
     def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         return features.reshape(-1, features.shape[-1] // model.config.vision_config.spatial_merge_size**2)
 
@@ -101,4 +136,5 @@ class Qwen2VL(Family):
             "vision_hidden": width * vision.spatial_merge_size**2,
             "encoder_hidden": width,
             "encoder_layers": vision.depth,
+            "encoder_merge": vision.spatial_merge_size**2,
         }

@@ -9,6 +9,7 @@ and counts what the real one counts, for every method whose counts do not depend
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ RANKING = ("aten::topk", "aten::sort", "aten::argsort")
 def hollow(shape: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A tensor of this shape that stores one zero."""
     return torch.zeros((), dtype=dtype).expand(tuple(shape))
+
+
+def stand_in(*shape: int) -> torch.Tensor:
+    """Zeros of this shape that hold no memory where they are large."""
+    size = math.prod(shape)
+    return hollow(shape) if size > LARGE else torch.zeros(shape)
 
 
 def is_hollow(value: Any) -> bool:

@@ -1,0 +1,99 @@
+"""The methods of a run: who acts where, asked in the order in which they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.prompt import EncodedSource, EntryRecord
+from tokenzoo.method.accounting import check_whole, promised
+from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import PositionPolicy
+from tokenzoo.method.visual_tokens import VisualTokens
+from tokenzoo.method.workload import Architecture
+
+
+class Methods:
+    """Calls the methods, then whoever watches, and applies what the methods return.
+
+    `observers`: a pluggy hook caller with the run-time hooks. `mrope`: the model's positions are always kept.
+    """
+
+    def __init__(self, methods: Sequence[TokenReducer], architecture: Architecture, mrope: bool, observers: Any) -> None:
+        self.methods, self.architecture, self.mrope, self.observers = list(methods), architecture, mrope, observers
+        self.layers = [frozenset(method.layers(architecture.layers)) for method in self.methods]
+        self.acting = sorted(frozenset().union(*self.layers))
+        self.enters = any(method.enters for method in self.methods)
+        self.reduces_early = any(method.enters and method.implements("early") for method in self.methods)
+        self.entry_policies: list[PositionPolicy] = [method.entry_positions for method in self.methods]
+
+    @property
+    def reduce_anything(self) -> bool:
+        return self.enters or bool(self.acting)
+
+    @cached_property
+    def encoder_layers(self) -> list[int]:
+        """The encoder layers to record; raises UnsupportedError where a method reads an encoder that is not there."""
+        wanted: set[int] = set()
+        for method in self.methods:
+            named = method.encoder_layers(self.architecture)
+            if named and not self.architecture.encoder_layers:
+                raise UnsupportedError(
+                    f"'{method.name}' reads the vision encoder, and a bare decoder has none. Apply it to the whole model."
+                )
+            wanted.update(layer % self.architecture.encoder_layers for layer in named)
+        return sorted(wanted)
+
+    # --- before the LLM -----------------------------------------------------------------------------------------
+
+    def reduce_early(self, source: EncodedSource, tokens: VisualTokens) -> None:
+        """Reduce one source before the projector."""
+        self._reduce(source, tokens)
+        self.observers.tokenzoo_before_projector(tokens=tokens)
+
+    def reduce_entry(self, source: EncodedSource, tokens: VisualTokens) -> None:
+        """Reduce one source before the LLM."""
+        self._reduce(source, tokens)
+        self.observers.tokenzoo_pre_llm(tokens=tokens)
+
+    @torch.no_grad()
+    def _reduce(self, source: EncodedSource, tokens: VisualTokens) -> None:
+        shape = source.visual.source
+        for number, method in enumerate(self.methods):
+            if not method.enters or method.early(shape, self.architecture) != tokens.early:
+                continue
+            if tokens.early and not source.visual.whole:
+                raise UnsupportedError(
+                    f"'{method.name}' acts before the projector, but with vision_feature_select_strategy='full' the CLS "
+                    "token passes it among the patches. Set it to 'default'."
+                )
+            check_whole(method, untouched=tokens.anchors is None)
+            views = tuple(tokens.view_counts())
+            left, anchors = promised(method, views, shape, self.architecture), None
+            if left is None or sum(left) < sum(views):
+                tokens.left = left
+                result = method.reduce(tokens)
+                tokens.apply(result, method.name)
+                anchors = result if isinstance(result, torch.Tensor) else result.anchors
+            source.steps.append(EntryRecord(number, tokens.view, len(tokens.grids), anchors))
+
+    # --- inside the LLM -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reduce_layer(self, layer: DecoderLayer) -> None:
+        """Reduce one sample after a decoder layer."""
+        for method, acting in zip(self.methods, self.layers, strict=True):
+            if layer.index not in acting or not len(layer.visual):
+                continue
+            count = method.kept(layer.entered, layer.num_layers)[layer.index]
+            positions: PositionPolicy = "keep" if self.mrope else method.layer_positions
+            if count is not None and count <= 0:
+                layer.apply(layer.visual.new_empty(0), method.name, 0, positions)
+            elif count is None or count < len(layer.visual):
+                layer.apply(method.pick(layer, count), method.name, count, positions)
+        self.observers.tokenzoo_after_layer(layer=layer)

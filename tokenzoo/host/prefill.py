@@ -1,0 +1,31 @@
+"""One prefill: the prompt, what entered the LLM, the stages since. It is tied to the KV cache that it filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenzoo.host.entry import Entry
+from tokenzoo.host.prompt import Prompt
+from tokenzoo.host.stages import Stage
+
+
+@dataclass
+class Prefill:
+    """What decoding steps, and the trace, need of a prefill."""
+
+    prompt: Prompt
+    entry: Entry
+    stages: list[Stage]
+
+    def stage(self, layer: int) -> Stage:
+        """The stage that decoder layer `layer` belongs to."""
+        return next(stage for stage in reversed(self.stages) if stage.first_layer <= layer)
+
+    def forget(self) -> None:
+        """Let go of what the prefill alone needed."""
+        for stage in self.stages:
+            stage.mask = stage.position_embeddings = None
+        for source in self.prompt.sources:
+            source.encoder = None
+            if source.tokens is not None:
+                source.tokens.text = source.tokens.encoder = None

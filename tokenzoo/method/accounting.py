@@ -1,0 +1,229 @@
+"""What methods cost, from their declarations: who is given how many tokens and leaves how many, in the order in which they run.
+
+One walk serves one method and several: a later one sees what the earlier ones left. All reductions before the
+projector come first, then those before the LLM, then those inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.method.reduction import DataDependentError
+from tokenzoo.method.workload import Architecture, RecordedSource, Source, Workload
+
+if TYPE_CHECKING:
+    from tokenzoo.method.reducer import TokenReducer
+
+Methods = Sequence["TokenReducer"]
+
+
+@dataclass(frozen=True)
+class EntryStep:
+    """One method's reduction of one image or video before the LLM.
+
+    `views`: tokens of each view that it is given; `left`: of each view afterwards, or of all together as one number.
+    """
+
+    method: TokenReducer
+    early: bool
+    views: tuple[int, ...]
+    left: tuple[int, ...]
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is removed."""
+        return sum(self.left) < sum(self.views)
+
+
+@dataclass(frozen=True)
+class EntryAccount:
+    """What becomes of one image or video before the LLM: tokens through the projector, into the LLM, the steps between."""
+
+    projected: int
+    entered: int
+    steps: tuple[EntryStep, ...]
+
+
+def promised(method: TokenReducer, views: tuple[int, ...], source: Source, architecture: Architecture) -> tuple[int, ...] | None:
+    """What `left` declares: tokens of each view, or of all together as one number; None where the picture decides.
+
+    Raises UserError for a declaration that is impossible: counts that do not fit the views, or exceed them.
+    """
+    declared = method.left(views, source, architecture)
+    if declared is None:
+        return None
+    counts = (declared,) if isinstance(declared, int) else tuple(declared)
+    given = (sum(views),) if isinstance(declared, int) else views
+    if len(counts) != len(given) or any(not 0 <= count <= most for count, most in zip(counts, given, strict=True)):
+        raise UserError(f"'{method}' promises to leave {list(counts)} of the {list(given)} tokens of a source's views.")
+    return counts
+
+
+def check_whole(method: TokenReducer, untouched: bool) -> None:
+    """Raise UnsupportedError where a method that needs whole views comes after another one."""
+    if method.whole_views and not untouched:
+        raise UnsupportedError(
+            f"'{method.name}' needs whole views, but another method was first. Write it first: '{method.name}+…'."
+        )
+
+
+def entry_account(
+    methods: Methods, source: Source, architecture: Architecture, recorded: RecordedSource | None = None
+) -> EntryAccount:
+    """Follow one image or video through all methods that act before the LLM.
+
+    `recorded` tells what the picture decided; without it such a count raises DataDependentError.
+    """
+    entering = [method for method in methods if method.enters]
+    early = [method for method in entering if method.early(source, architecture)]
+    remembered = iter(recorded.steps if recorded else ())
+    views = source.before_projector
+    steps: list[EntryStep] = []
+    for phase in (early, [method for method in entering if method not in early]):
+        is_early = phase is early
+        for method in phase:
+            check_whole(method, untouched=not any(step.acts for step in steps))
+            views = _known(views, steps, method)
+            known = next(remembered, None)
+            left = promised(method, views, source, architecture)
+            if known is not None and (left is None or len(left) != len(views)):
+                left = known
+            if left is None:
+                raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
+            steps.append(EntryStep(method, is_early, views, left))
+            views = left if sum(left) < sum(views) else views
+        if is_early:
+            projected, cut = sum(views), any(step.acts for step in steps)
+            views = views if cut else source.view_tokens
+    structural = structural_left(source) if cut else source.structural
+    return EntryAccount(projected, sum(views) + structural, tuple(steps))
+
+
+def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenReducer) -> tuple[int, ...]:
+    """The views a method is given; only their sum is known where the method before it chose freely among several."""
+    if steps and len(views) < len(steps[-1].views):
+        raise DataDependentError(
+            f"'{steps[-1].method.name}' chooses freely among the views, so what '{method.name}' is given depends on the picture."
+        )
+    return views
+
+
+def structural_left(source: Source) -> int:
+    """Structural tokens (newlines) left where a source was reduced before the projector.
+
+    Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays.
+    """
+    return source.structural if source.structural <= 1 or source.before_projector == source.view_tokens else 0
+
+
+def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:
+    """`entry_account` of each image and video of a workload."""
+    recorded: Sequence[RecordedSource | None] = workload.recorded.sources if workload.recorded else [None] * len(workload.sources)
+    pairs = zip(workload.sources, recorded, strict=True)
+    return [entry_account(methods, source, workload.architecture, known) for source, known in pairs]
+
+
+def acting_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
+    """The decoder layers after which a method acts, ascending; raises UserError for one with no layer behind it."""
+    acting = tuple(sorted(method.kept(0, layers)))
+    for layer in acting:
+        if layer < 0:
+            raise UserError(f"'{method}' would act after layer {layer}; layers are counted from 0.")
+        if layer >= layers - 1:
+            raise UserError(
+                f"'{method}' would act after layer {layer}, but of the model's {layers} layers the last is {layers - 1}: no "
+                f"layer would see fewer tokens. Run 'tokenzoo show {method.name}'."
+            )
+    return acting
+
+
+def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, TokenReducer, int | None]]:
+    """(layer, method, tokens left after it) in the order in which the methods act."""
+    kept: list[tuple[TokenReducer, Mapping[int, int | None]]] = []
+    for method in methods:
+        if method.acts_inside:
+            acting_layers(method, layers)
+            kept.append((method, method.kept(entered, layers)))
+    for layer in range(layers):
+        for method, counts in kept:
+            if layer in counts:
+                yield layer, method, counts[layer]
+
+
+def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int]]:
+    """(layer, method, tokens before, tokens after) for every reduction inside the LLM that removes something."""
+    layers = workload.architecture.layers
+    present = entered = sum(account.entered for account in entry_accounts(methods, workload))
+    for layer, method, count in _inside(methods, entered, layers):
+        if count is None:
+            if workload.recorded is None:
+                raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
+            count = workload.recorded.after(layer)
+        if count < present:
+            yield layer, method, present, count
+            present = count
+
+
+def schedule(methods: Methods, workload: Workload) -> list[int]:
+    """Visual tokens entering each decoder layer.
+
+    Raises DataDependentError where a count depends on the picture and `workload.recorded` is None.
+    """
+    layers = workload.architecture.layers
+    counts = [sum(account.entered for account in entry_accounts(methods, workload))] * layers
+    for layer, _, _, after in _walk(methods, workload):
+        counts[layer + 1 :] = [after] * (layers - layer - 1)
+    return counts
+
+
+def projector_tokens(methods: Methods, workload: Workload) -> int:
+    """Visual tokens entering the projector."""
+    return sum(account.projected for account in entry_accounts(methods, workload))
+
+
+def overhead(methods: Methods, workload: Workload) -> int:
+    """FLOPs of the methods' own matrix products, as they run: each on what the methods before it left."""
+    if workload.recorded is not None and workload.recorded.flops is not None:
+        return workload.recorded.flops
+    architecture, flops = workload.architecture, 0
+    for source, account in zip(workload.sources, entry_accounts(methods, workload), strict=True):
+        for step in account.steps:
+            if step.acts:
+                flops += _reduce_flops(step, source, workload)
+    for layer, method, before, after in _walk(methods, workload):
+        if after > 0:
+            tokens = workload.text_tokens + before
+            known = method.score_flops(tokens, architecture)
+            flops += _counted().pick_flops(method, layer, before, after, workload) if known is None else known
+    return flops
+
+
+def _reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
+    known = step.method.reduce_flops(step.views, step.left, source, workload.architecture)
+    return _counted().reduce_flops(step, source, workload) if known is None else known
+
+
+def _counted():  # type: ignore[no-untyped-def]
+    """Counting needs torch, which a closed form does not."""
+    from tokenzoo.method import own_work
+
+    return own_work
+
+
+#: A picture and a video of no model in particular, to see whether a method's counts need to look at them.
+_PROBE = Architecture("probe", 64, 32, 4, 4, 128, 100, encoder_hidden=32, encoder_layers=24, encoder_heads=4, has_cls=True)
+
+
+def is_fixed(methods: Methods) -> bool:
+    """Whether the token counts of these methods are known without seeing the picture."""
+    for source in (Source("image", (576,), grids=((24, 24),)), Source("video", (196, 196), grids=((14, 14),) * 2)):
+        try:
+            schedule(methods, Workload(_PROBE, (source,), 1))
+        except DataDependentError:
+            return False
+        except UserError:
+            continue
+    return True

@@ -1,0 +1,25 @@
+"""Pure tensor maths that methods share. Nothing here knows models, hooks or methods.
+
+Functions named `*_flops` are the closed forms of the matrix products (2 per multiply-add) that their partner executes;
+they need no torch.
+"""
+
+from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
+from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
+from tokenzoo.method.ops.picking import average_pool, top_indices, uniform_indices
+
+__all__ = [
+    "Match",
+    "attention_flops",
+    "attention_weights",
+    "average_pool",
+    "bipartite_match",
+    "encoder_attention",
+    "mean_by_assignment",
+    "merge_flops",
+    "merge_views",
+    "pagerank",
+    "pagerank_flops",
+    "top_indices",
+    "uniform_indices",
+]

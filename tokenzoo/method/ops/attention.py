@@ -1,0 +1,129 @@
+"""Attention scores of some rows, and PageRank over a layer's attention graph, without ever holding heads x N x N."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tokenzoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> Tensor:
+    """Causal attention weights of some rows, softmax(q Kᵀ · scaling) in float32.
+
+    `query` [heads, R, d] holds the queries of the rows `rows` [R]; `key` [kv heads, N, d]. Row r sees the columns
+    0..rows[r]. Returns [heads, R, N]. Query heads share their group's keys; K is never repeated.
+    """
+    heads, count, width = query.shape
+    # scaled before the product: unscaled ones overflow float16
+    logits = torch.bmm((query * scaling).reshape(len(key), -1, width), key.transpose(1, 2)).float()
+    logits = logits.view(heads, count, -1)
+    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
+    return logits.masked_fill_(hidden, -math.inf).softmax(-1)
+
+
+def attention_flops(rows: int, tokens: int, heads: int, head_dim: int) -> int:
+    """Matrix products of `attention_weights`."""
+    return 2 * heads * rows * tokens * head_dim
+
+
+#: Attention weights that `encoder_attention` holds at a time.
+_ENCODER_ELEMENTS = 1 << 24
+
+
+def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, segments: Tensor | None = None) -> Tensor:
+    """Attention without a causal mask on every key, [views, heads, N], float32.
+
+    `query`, `key` [views, heads, N, d]. `queries` "cls": the first row alone; "all": the mean over all rows, in blocks.
+    `segments` [N] (windowed attention): rows attend to the columns of their own segment only.
+    """
+    views, heads, rows, _ = query.shape
+    rows = 1 if queries == "cls" else rows
+    query, key = (states.flatten(0, 1) for states in ((query[:, :, :rows] * scaling), key))
+    block = max(1, min(rows, _ENCODER_ELEMENTS // (len(key) * key.shape[1] or 1)))
+    total = torch.zeros(len(key), key.shape[1], device=key.device)
+    for start in range(0, rows, block):
+        logits = torch.bmm(query[:, start : start + block], key.transpose(1, 2)).float()
+        if segments is not None:
+            logits = logits.masked_fill(segments[start : start + block, None] != segments, -math.inf)
+        total = total + logits.softmax(-1).sum(1)
+    return (total / rows).view(views, heads, -1)
+
+
+#: Rows of the attention matrix that `pagerank` computes at once, and the attention weights it holds at a time
+#: (8 MB in float32) unless a single head has more.
+_PAGERANK_ROWS = 128
+_PAGERANK_ELEMENTS = 1 << 21
+
+
+def _row_blocks(tokens: int) -> list[tuple[int, int]]:
+    """The row blocks (start, stop) of a causal attention matrix; a block needs the columns before `stop` alone."""
+    return [(start, min(start + _PAGERANK_ROWS, tokens)) for start in range(0, tokens, _PAGERANK_ROWS)]
+
+
+def _head_chunks(kv_heads: int, group: int, tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Slices (of the kv heads, of the query heads in a group) whose attention weights are held together."""
+    heads = max(1, _PAGERANK_ELEMENTS // (sum((stop - start) * stop for start, stop in _row_blocks(tokens)) or 1))
+    if heads >= group:
+        for kv in range(0, kv_heads, heads // group):
+            yield slice(kv, kv + heads // group), slice(0, group)
+    else:
+        for kv in range(kv_heads):
+            for first in range(0, group, heads):
+                yield slice(kv, kv + 1), slice(first, min(first + heads, group))
+
+
+def pagerank(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    temperature: float = 0.1,
+    iterations: int = 5,
+    damping: float = 0.0,
+) -> Tensor:
+    """Importance of every token as PageRank over the attention graph (AIM, arXiv 2412.03248).
+
+    `query` [heads, N, d], `key` [kv heads, N, d]. Per head: M = softmax(q Kᵀ · scaling / temperature), causal, in
+    float32; p₀ = 1/N; `iterations` times p = (1 - damping) p M + damping / N. Returns sqrt(mean over heads of p²),
+    [N] in float32. Holds one head's causal half of M at a time, or a few small heads', never heads × N × N.
+    """
+    (heads, tokens, width), kv_heads = query.shape, len(key)
+    # many CPUs emulate products in half precision, a hundred times slower; none is slow in float32
+    precision = torch.float32 if query.device.type == "cpu" else query.dtype
+    query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
+    squares = torch.zeros(tokens, device=query.device)
+    for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens):
+        blocks = _transition_blocks(query[kv, part].to(precision) * scaling, key[kv].to(precision), 1 / temperature)
+        rank = torch.full((len(blocks[0][2]), 1, tokens), 1 / tokens, device=query.device) if blocks else squares[None]
+        for _ in range(iterations):
+            moved = torch.zeros_like(rank)
+            for start, stop, transition in blocks:
+                moved[..., :stop] += torch.bmm(rank[..., start:stop], transition)
+            rank = moved.mul_(1 - damping).add_(damping / tokens) if damping else moved
+        squares += rank.square().sum((0, 1))
+        del blocks  # before the next heads' are made
+    return (squares / heads).sqrt()
+
+
+def _transition_blocks(query: Tensor, key: Tensor, scale: float) -> list[tuple[int, int, Tensor]]:
+    """M of a chunk of heads: query [kv, group, N, d], key [kv, N, d] -> (start, stop, [kv · group, rows, stop])."""
+    kv_heads, group, tokens, width = query.shape
+    future = torch.ones(_PAGERANK_ROWS, _PAGERANK_ROWS, dtype=torch.bool, device=query.device).triu(1)
+    blocks = []
+    for start, stop in _row_blocks(tokens):
+        rows = query[:, :, start:stop].reshape(kv_heads, -1, width)
+        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).float().mul_(scale)
+        logits = logits.view(kv_heads * group, stop - start, stop)
+        logits[..., start:].masked_fill_(future[: stop - start, : stop - start], -math.inf)
+        blocks.append((start, stop, logits.softmax(-1)))
+    return blocks
+
+
+def pagerank_flops(tokens: int, heads: int, head_dim: int, iterations: int = 5) -> int:
+    """Matrix products of `pagerank`: q Kᵀ once and a row vector times M `iterations` times, block by block."""
+    weights = sum((stop - start) * stop for start, stop in _row_blocks(tokens))
+    return 2 * heads * weights * (head_dim + iterations)

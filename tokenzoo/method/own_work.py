@@ -1,0 +1,168 @@
+"""A method's own matrix products, counted: its `reduce` or `pick` runs on stand-ins of the workload's shapes.
+
+Stand-ins hold no memory where they are large (see `weightless`), so a 7B model's shapes take seconds. What a method
+computes must depend on shapes alone for that; where its work depends on the picture, a recorded run counts it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenzoo.method import ops
+from tokenzoo.method.accounting import EntryStep
+from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.visual_tokens import Queries, VisualTokens
+from tokenzoo.method.weightless import Weightless, stand_in
+from tokenzoo.method.workload import Architecture, Source, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_counted: dict[Any, int] = {}
+
+
+def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
+    """Matrix products of one `reduce` on one image or video."""
+    method, architecture = step.method, workload.architecture
+    key = (type(method), str(method), step.early, step.views, step.left, source, architecture, workload.text_tokens)
+    return _count(key, lambda: method.reduce(_tokens(step, source, workload)))
+
+
+def pick_flops(method: TokenReducer, layer: int, before: int, after: int, workload: Workload) -> int:
+    """Matrix products of one `pick` after decoder layer `layer`, of `before` visual tokens of which `after` remain."""
+    architecture, text = workload.architecture, workload.text_tokens
+    key = (type(method), str(method), layer, before, after, architecture, text)
+    return _count(key, lambda: method.pick(_layer(layer, before, text, architecture), after))
+
+
+def _count(key: Any, run: Callable[[], Any]) -> int:
+    if key not in _counted:
+        with torch.no_grad(), Weightless(), FlopCounterMode(display=False) as mode:
+            run()
+        _counted[key] = mode.get_total_flops()
+    return _counted[key]
+
+
+def _tokens(step: EntryStep, source: Source, workload: Workload) -> VisualTokens:
+    architecture, total = workload.architecture, sum(step.views)
+    whole = source.before_projector if step.early else source.view_tokens
+    grids = source.grids if step.views == source.view_tokens and source.grids else tuple((1, count) for count in step.views)
+    width = architecture.vision_hidden if step.early else architecture.hidden
+    return VisualTokens(
+        kind=source.kind,
+        features=stand_in(total, width),
+        view=torch.arange(len(step.views)).repeat_interleave(torch.tensor(step.views, dtype=torch.long)),
+        grids=grids,
+        early=step.early,
+        left=step.left,
+        has_cls=architecture.has_cls,
+        encoder=_Encoder(source, architecture, total),
+        text=None if step.early else _Text(workload),
+        anchors=None if step.views == whole else torch.arange(total),
+    )
+
+
+class _Encoder:
+    """The encoder's signals by shape alone."""
+
+    def __init__(self, source: Source, architecture: Architecture, tokens: int) -> None:
+        self.source, self.architecture, self.tokens = source, architecture, tokens
+        self.cls = int(architecture.has_cls)
+
+    def query_key(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        views = self.source.before_projector
+        shape = (len(views), self.cls + max(views, default=0), self.architecture.encoder_hidden)
+        return stand_in(*shape), stand_in(*shape)
+
+    def attention(self, layer: int, queries: Queries, early: bool) -> torch.Tensor:
+        heads = self.architecture.encoder_heads
+        for tokens in self.source.before_projector:
+            rows = self.cls + tokens * self.architecture.encoder_merge
+            states = stand_in(1, heads, rows, self.architecture.encoder_hidden // heads)
+            ops.encoder_attention(states, states, 1.0, queries)
+        return torch.zeros(heads, self.tokens)
+
+    def keys(self, layer: int, early: bool) -> torch.Tensor:
+        return stand_in(self.tokens, self.architecture.encoder_hidden // self.architecture.encoder_heads)
+
+    def features(self, layer: int, early: bool) -> torch.Tensor:
+        return stand_in(self.tokens, self.architecture.encoder_hidden)
+
+    def cls_features(self, layer: int) -> torch.Tensor:
+        return stand_in(len(self.source.before_projector), self.architecture.encoder_hidden)
+
+    def pooling_head(self, early: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model runs its head in any case, so reading it costs nothing."""
+        views = len(self.source.before_projector)
+        return torch.zeros(self.tokens), stand_in(views, self.architecture.encoder_hidden)
+
+
+class _Text:
+    """The sample's text by shape alone; all of it behind the picture."""
+
+    question = None
+
+    def __init__(self, workload: Workload) -> None:
+        self.shape = (workload.text_tokens, workload.architecture.hidden)
+
+    def all(self) -> torch.Tensor:
+        return stand_in(*self.shape)
+
+    def after(self) -> torch.Tensor:
+        return stand_in(*self.shape)
+
+    def embed(self, words: list[str]) -> torch.Tensor:
+        return stand_in(*self.shape)
+
+
+def _layer(index: int, visual: int, text: int, architecture: Architecture) -> DecoderLayer:
+    total = visual + text
+    return DecoderLayer(
+        index=index,
+        num_layers=architecture.layers,
+        hidden_states=stand_in(total, architecture.hidden),
+        inputs=stand_in(total, architecture.hidden),
+        visual=torch.arange(visual),
+        text=torch.arange(visual, total),
+        entered=visual,
+        signals=_Layer(architecture, total),
+    )
+
+
+class _Layer:
+    """The decoder's signals by shape alone."""
+
+    scaling = 1.0
+
+    def __init__(self, architecture: Architecture, tokens: int) -> None:
+        self.architecture, self.tokens = architecture, tokens
+
+    def _projected(self, states: torch.Tensor, heads: int) -> torch.Tensor:
+        width = self.architecture.head_dim
+        made = torch.mm(states, stand_in(self.architecture.hidden, heads * width))
+        return made.unflatten(-1, (heads, width)).transpose(0, 1)
+
+    def query(self, rows: torch.Tensor) -> torch.Tensor:
+        return stand_in(self.architecture.heads, len(rows), self.architecture.head_dim)
+
+    def key(self, rows: torch.Tensor | None) -> torch.Tensor:
+        return stand_in(self.architecture.kv_heads, self.tokens, self.architecture.head_dim)
+
+    def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return self._projected(states, self.architecture.heads)
+
+    def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        return self._projected(states, self.architecture.kv_heads)
+
+    def final_norm(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+    def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
+        return torch.arange(self.tokens)
+
+    def frequencies(self) -> torch.Tensor:
+        return torch.ones(self.architecture.head_dim // 2)
