@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from tokenzoo_plugins.prumerge import PruMerge, outlier_share
 
+from tokenzoo import TokenReducer, ops
 from tokenzoo.lazy import torch
-from tokenzoo.method import ops
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from tokenzoo.cost import architecture_of, price, price_trace, workload_of  # noqa: E402
 from tokenzoo.counting import count  # noqa: E402
+from tokenzoo.errors import UnsupportedError  # noqa: E402
 from tokenzoo.method.reduction import DataDependentError  # noqa: E402
 from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
 from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
@@ -27,7 +29,8 @@ METHODS = {
     "prumerge": "prumerge",
     "prumerge_plus": "prumerge_plus:mode=fixed,ratio=0.2",
 }
-COMBINATIONS = ["prumerge_plus:mode=fixed,ratio=0.2+fastv:K=2", "aim:retention=0.6,l1=1,l2=4+vtw:K=4"]
+COMBINATIONS = ["prumerge_plus:mode=fixed,ratio=0.2+fastv:K=2", "fastv:K=2+pdrop:layer_list=[1,3,4],ratios=[0.6,0.3,0]"]
+PAIRS = [f"{first}+{second}" for first, second in permutations(METHODS.values(), 2)]
 LAYERS = 6
 
 
@@ -52,7 +55,19 @@ def test_every_method_is_covered() -> None:
 
 @pytest.mark.parametrize("specification", [*METHODS.values(), *COMBINATIONS])
 def test_counted_is_computed(model_and_inputs: tuple[Any, dict[str, Any]], specification: str) -> None:
-    model, inputs = model_and_inputs
+    check(*model_and_inputs, specification)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("specification", PAIRS)
+def test_counted_is_computed_for_every_pair(model_and_inputs: tuple[Any, dict[str, Any]], specification: str) -> None:
+    try:
+        check(*model_and_inputs, specification)
+    except UnsupportedError as error:  # pooling and PruMerge need whole views
+        assert "Write it first" in str(error)
+
+
+def check(model: Any, inputs: dict[str, Any], specification: str) -> None:
     reducer = load_zoo().build(specification)
     counted = count(model, inputs, reducer)
     assert counted.trace is not None

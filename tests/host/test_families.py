@@ -43,13 +43,15 @@ class CutsBigPictures(TokenReducer):
     """Before the projector, halves pictures of more than three views and leaves the others alone."""
 
     name: ClassVar[str] = "cuts-big-pictures"
-    fixed_schedule: ClassVar[bool] = False
 
-    def before_projector(self, tokens):
-        return None if len(tokens.grids) <= 3 else torch.arange(0, len(tokens.features), 2)
+    def early(self, source, architecture):
+        return True
 
-    def schedule(self, workload):
-        return [sum(map(sum, workload.recorded))] * workload.architecture.layers
+    def left(self, views, source, architecture):
+        return sum(views) if len(views) <= 3 else (sum(views) + 1) // 2
+
+    def reduce(self, tokens):
+        return torch.arange(0, len(tokens.features), 2)
 
 
 @pytest.mark.parametrize("family", ["llava-next", "llava-onevision"])
@@ -79,22 +81,26 @@ def test_kept_positions_with_gaps_are_no_packed_sequences() -> None:
 
 @dataclass
 class Remembers(TokenReducer):
-    """Writes to memory before the projector and before the LLM, reads it inside."""
+    """Writes to memory before the projector, reads it inside."""
 
     name: ClassVar[str] = "remembers"
 
-    def before_projector(self, tokens):
-        tokens.memory["early"] = len(tokens.features)
+    def early(self, source, architecture):
+        return True
+
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
+        tokens.memory["early"] = [*tokens.memory.get("early", []), len(tokens.features)]
         return torch.arange(0, len(tokens.features), 2)
 
-    def pre_llm(self, tokens):
-        tokens.memory["late"] = [*tokens.memory.get("late", []), len(tokens.features)]
+    def kept(self, entered, layers):
+        return {0: None}
 
-    def layers(self, num_layers):
-        return (0,)
-
-    def after_layer(self, layer):
-        assert layer.source_memories == [{"early": 36, "late": [18]}]
+    def pick(self, layer, count):
+        assert layer.source_memories == [{"early": [36]}]
+        return torch.arange(len(layer.visual))
 
 
 def test_memory_goes_from_hook_to_hook_and_no_further() -> None:
@@ -109,8 +115,8 @@ def test_what_only_the_prefill_needs_is_let_go() -> None:
     model = tiny_model("llava", layers=LAYERS)
     with tokenzoo.apply(model, "fastv:K=1+vtw:K=3") as run, torch.no_grad():
         model(**tiny_inputs(model, "left"))
-    assert len(run.stages) == 3
-    assert all(stage.mask is None and stage.position_embeddings is None for stage in run.stages)
+    assert len(run.prefill.stages) == 3
+    assert all(stage.mask is None and stage.position_embeddings is None for stage in run.prefill.stages)
 
 
 def test_a_vision_tower_without_adapter_is_named() -> None:

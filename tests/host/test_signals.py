@@ -1,0 +1,213 @@
+"""What methods are told of encoder and decoder equals what the stock model itself says (eager attention, hidden states)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from transformers import AttentionInterface
+
+import tokenzoo
+from tokenzoo import TokenReducer, UnsupportedError
+from tokenzoo.testing.inputs import take_sample, tiny_inputs
+from tokenzoo.testing.models import tiny_model
+
+LAYERS = 6
+SEEN: list[torch.Tensor] = []
+
+
+def remembering(module, query, key, value, attention_mask, scaling, **options):
+    """Stock eager attention without a causal mask, its weights written down."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(-1)
+    SEEN.append(weights)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("remembering", remembering)
+
+
+@dataclass
+class Asks(TokenReducer):
+    """Writes down what it is told, drops one token."""
+
+    layer: int = 0
+    at: str = "early"
+    name: ClassVar[str] = "asks"
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def early(self, source, architecture):
+        return self.at == "early"
+
+    def left(self, views, source, architecture):
+        return sum(views) - 1
+
+    def encoder_layers(self, architecture):
+        return (self.layer,)
+
+    def reduce(self, tokens):
+        self.told.update(
+            everything=tokens.encoder_attention(self.layer, "all"),
+            keys=tokens.encoder_keys(self.layer),
+            features=tokens.encoder_features(self.layer),
+            query_key=tokens.encoder_query_key(self.layer),
+        )
+        if tokens.has_cls:
+            self.told.update(cls=tokens.encoder_attention(self.layer, "cls"), cls_features=tokens.cls_features(self.layer))
+        return torch.arange(1, len(tokens.features))
+
+
+def told(family, case, **options):
+    """What the method was told, the stock tower's attention maps and layer outputs, of the first sample of a case."""
+    model = tiny_model(family, layers=LAYERS)
+    inputs = take_sample(tiny_inputs(model, case), case, 0)
+    method = Asks(**options)
+    with tokenzoo.apply(model, method), torch.no_grad():
+        model(**inputs)
+    vision = model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    vision.set_attn_implementation("remembering")
+    outputs: list[torch.Tensor] = []
+    layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layers
+    handles = [layer.register_forward_hook(lambda m, a, out: outputs.append(out)) for layer in layers]
+    SEEN.clear()
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return model, method.told, list(SEEN), outputs
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_clips_attention_keys_and_features(layer):
+    _, seen, maps, outputs = told("llava", "single", layer=layer)
+    torch.testing.assert_close(seen["cls"], maps[layer][0, :, 0, 1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["everything"], maps[layer][0].mean(1)[:, 1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["features"], outputs[layer][0, 1:])
+    torch.testing.assert_close(seen["cls_features"], outputs[layer][:, 0])
+    keys = seen["query_key"][1][0, 1:].unflatten(-1, (4, -1)).mean(1)
+    torch.testing.assert_close(seen["keys"], keys)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_siglips_column_mean_of_every_tile(layer):
+    _, seen, maps, outputs = told("llava-onevision", "single", layer=layer)
+    views = len(outputs[layer])
+    torch.testing.assert_close(seen["everything"], maps[layer].mean(2).transpose(0, 1).flatten(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["features"], outputs[layer].flatten(0, 1))
+    assert seen["everything"].shape[1] == views * 36 and "cls" not in seen
+
+
+@pytest.mark.parametrize(("family", "layer"), [("qwen2-vl", 1), ("qwen2.5-vl", 0), ("qwen2.5-vl", 1), ("qwen2.5-vl", 2)])
+@pytest.mark.parametrize("case", ["single", "video"])
+def test_qwens_column_mean_of_every_merge_unit(family, case, layer):
+    """Windowed and full attention, windows put back into raster order, the four patches of a token averaged."""
+    model, seen, maps, outputs = told(family, case, layer=layer)
+    per_layer = len(maps) // 3 if family == "qwen2-vl" else None
+    patches = len(outputs[layer])
+    if per_layer:
+        own = maps[per_layer * layer : per_layer * (layer + 1)]
+    else:  # windowed layers make one map a window, the full one (index 1) one a frame
+        sums, start, own = 0, 0, []
+        bounds = []
+        for number, weights in enumerate(maps):
+            sums += weights.shape[-1]
+            if sums == patches:
+                bounds.append((start, number + 1))
+                start, sums = number + 1, 0
+        own = maps[slice(*bounds[layer])]
+    frames = patches // (int(seen["everything"].shape[1]) * 4 // _frames(case))
+    length = patches // frames
+    column = torch.cat([weights[0].sum(1) for weights in own], dim=-1) / length  # [heads, patches], in the tower's order
+    units = column.T.reshape(-1, 4, column.shape[0]).mean(1)
+    if family == "qwen2.5-vl":
+        units = units[torch.argsort(_window_index(model, case))]
+    torch.testing.assert_close(seen["everything"], units.T, atol=1e-5, rtol=1e-4)
+
+
+def _frames(case):
+    return 3 if case == "video" else 1
+
+
+def _window_index(model, case):
+    from transformers.vision_utils import get_vision_window_index
+
+    inputs = take_sample(tiny_inputs(model, case), case, 0)
+    grid = inputs.get("video_grid_thw", inputs.get("image_grid_thw"))
+    visual = model.model.visual
+    return get_vision_window_index(
+        grid, spatial_merge_size=2, window_size=visual.window_size, patch_size=visual.patch_size, kwargs={}
+    )[0]
+
+
+def test_before_the_llm_signals_are_pooled_and_tiled_as_the_model_does():
+    model, seen, maps, outputs = told("llava-onevision", "video", layer=3, at="late")
+    pooled = model.model.apply_pooling(outputs[3])
+    torch.testing.assert_close(seen["features"], pooled.flatten(0, 1), atol=1e-5, rtol=1e-4)
+    weights = model.model.apply_pooling(maps[3].mean(2).transpose(1, 2))
+    torch.testing.assert_close(seen["everything"], weights.flatten(0, 1).T, atol=1e-5, rtol=1e-4)
+
+
+def test_tiled_features_stand_where_their_tokens_do():
+    model, seen, _, outputs = told("llava-next", "single", layer=2, at="late")
+    inputs = take_sample(tiny_inputs(model, "single"), "single", 0)
+    newline = torch.full((outputs[2].shape[-1],), torch.nan)
+    (packed, *_), _ = model.model.pack_image_features([outputs[2][:, 1:]], inputs["image_sizes"], "default", newline)
+    torch.testing.assert_close(seen["features"], packed[~packed.isnan().any(-1)])
+
+
+def test_cls_is_refused_where_there_is_none():
+    @dataclass
+    class WantsCls(Asks):
+        name: ClassVar[str] = "wants-cls"
+
+        def reduce(self, tokens):
+            return tokens.encoder_attention(self.layer, "cls")
+
+    model = tiny_model("llava-onevision", layers=LAYERS)
+    with tokenzoo.apply(model, WantsCls()), pytest.raises(UnsupportedError, match="no CLS token"):
+        model(**take_sample(tiny_inputs(model, "single"), "single", 0))
+
+
+@dataclass
+class Inside(TokenReducer):
+    """Writes down what it is told after layer 2, drops one token."""
+
+    name: ClassVar[str] = "inside"
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def kept(self, entered, layers):
+        return {2: entered - 1}
+
+    def score(self, layer):
+        rows = torch.arange(len(layer.hidden_states))
+        self.told.update(
+            attention=layer.attention(rows),
+            upcoming=layer.next_attention(rows),
+            states=layer.hidden_states,
+            inputs=layer.inputs,
+            norm=layer.final_norm(layer.hidden_states),
+            positions=layer.positions(),
+            after=layer.text_after,
+            visual=layer.visual,
+        )
+        return layer.visual.float()
+
+
+@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl"])
+def test_the_decoders_attention_states_and_positions(family):
+    model = tiny_model(family, "eager", layers=LAYERS)
+    inputs = take_sample(tiny_inputs(model, "left"), "left", 1)
+    method = Inside()
+    with torch.no_grad():
+        stock = model(**inputs, output_attentions=True, output_hidden_states=True)
+        with tokenzoo.apply(model, method):
+            model(**inputs)
+    seen = method.told
+    torch.testing.assert_close(seen["attention"], stock.attentions[2][0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["upcoming"], stock.attentions[3][0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["states"], stock.hidden_states[3][0])
+    torch.testing.assert_close(seen["inputs"], stock.hidden_states[2][0])
+    torch.testing.assert_close(seen["norm"], model.model.language_model.norm(stock.hidden_states[3])[0])
+    assert seen["positions"].shape[-1] == len(seen["states"])
+    assert (seen["after"] > seen["visual"].max()).all() and len(seen["after"])
