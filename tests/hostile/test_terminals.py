@@ -44,7 +44,9 @@ def test_what_ascii_lacks_is_written_as_what_comes_nearest() -> None:
     assert "integer >= 1" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mred", "\x1b]0;title\x07", "bell\x07", "back\x08space", "line\nbreak", "re\rturn", "‮rtl"])
+@pytest.mark.parametrize(
+    "name", ["a\x1b[31mred", "\x1b]0;title\x07", "bell\x07", "back\x08space", "line\nbreak", "re\rturn", "‮rtl"]
+)
 @pytest.mark.parametrize(
     "arguments", [["show"], ["cost", "--methods"], ["cost", "--config"], ["cost", "--arch"], ["--registry"], ["--plugin"], ["new"]],
     ids=" ".join,

@@ -81,9 +81,7 @@ class Registry:
             raise unknown(f"preset of '{method}'", name, presets, f"tokenzoo show {method}")
         return presets[name]
 
-    def add(
-        self, contents: Contents, origin: str, lines: dict[tuple[str, str], int] | None = None, ships: bool = False
-    ) -> None:
+    def add(self, contents: Contents, origin: str, lines: dict[tuple[str, str], int] | None = None, ships: bool = False) -> None:
         """Add one file's entries. Raises UserError, and adds nothing, where a name is taken.
 
         Only the registry that `ships` may name code: reading a file that somebody sent must not run any.
@@ -182,11 +180,7 @@ def read_registry(path: Path) -> tuple[Contents, dict[tuple[str, str], int]]:
 
 def _lines(document: Document) -> dict[tuple[str, str], int]:
     """The line of each entry of each section."""
-    return {
-        (section, name): line
-        for section, node, _ in children(document.root)
-        for name, _, line in children(node)
-    }
+    return {(section, name): line for section, node, _ in children(document.root) for name, _, line in children(node)}
 
 
 def check_fragment(data: Any, origin: str) -> Contents:
