@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -14,6 +16,7 @@ import click
 
 from tokenzoo import __version__
 from tokenzoo.errors import UserError
+from tokenzoo.text import accept_any_terminal, one_line
 
 #: Every command and its line in `tokenzoo --help`; the command itself is `command` in tokenzoo/commands/NAME.py.
 COMMANDS = {
@@ -33,12 +36,8 @@ COMMANDS = {
 }
 
 
-class UserFailure(click.ClickException):
-    """A UserError as click prints it: one line, with the error's own exit code."""
-
-    def __init__(self, error: UserError) -> None:
-        super().__init__(" ".join(str(error).split()))
-        self.exit_code = error.exit_code  # type: ignore[misc]
+#: Why a write can fail through no fault of the program: no room left, or a device that is gone.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class LazyGroup(click.Group):
@@ -66,12 +65,6 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except UserError as error:
-            raise UserFailure(error) from error
-
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
@@ -79,7 +72,7 @@ class LazyGroup(click.Group):
     "plugins",
     multiple=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     help="Load a method from a single Python file. May be given several times.",
 )
 @click.option(
@@ -106,16 +99,48 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that are bugs keep their traceback."""
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {one_line(str(message))}\n"
+    accept_any_terminal()
     try:
         result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
+    except click.ClickException as error:
+        return _fail(_with_help(error), error.exit_code)
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        _drop_output()
+        return _fail(f"Cannot write the output: {error.strerror}.", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    """Print an error on one line; return the exit code."""
+    print(f"Error: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _with_help(error: click.ClickException) -> str:
+    """click's message, and where a wrong use is explained."""
+    message = error.format_message()
+    command = getattr(error, "ctx", None)
+    if command is None or "Run '" in message:
+        return message
+    return f"{message} Run '{command.command_path} --help'."
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: Python would fail on it once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

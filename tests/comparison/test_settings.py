@@ -30,14 +30,15 @@ def test_options_override_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("methods: aim\nlimits: 3\n", ":2: limits: there is no such setting; choose from methods, model"),
+        ("methods: aim\nlimits: 3\n", ":2: limits: there is no such key here; choose from methods, model"),
         ("methods: aim\nretention:\n  - 25%\n  - 120%\n", ":4: retention.1: '120%' is not above 0"),
-        ("methods: [aim\nlimit: 3\n", ":2: expected ',' or ']'"),
+        ("methods: [aim\nlimit: 3\n", ":2: did not find expected ',' or ']'"),
         ("- aim\n", ":1: a config is a mapping"),
         ("model: embedded\n", ":1: methods: field required"),
         ("methods: aim\n\nlimit: none\n", ":3: limit: "),
         ("methods: aim\nmatch_flops: lots\n", ":2: match_flops: 'lots' is no amount"),
         ("methods: []\n", ":1: methods: "),
+        ("methods: aim\nlimit: 3\n\nlimit: 4\n", ":4: 'limit' stands here a second time (first in line 2)"),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path, text, says):

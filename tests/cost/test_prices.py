@@ -119,17 +119,14 @@ def test_options_change_what_they_should() -> None:
         (["--convention", "llmviewer"], "Did you mean 'llm-viewer'"),
         (["--hardware", "a1000"], "Did you mean 'a100'"),
         (["--dtype", "fp17"], "Unknown dtype"),
-        (["--format", "markdwn"], "Unknown format"),
         (["--methods", "fastvv"], "Did you mean 'fastv'"),
         (["--methods", "fastv:K=99"], "K=99"),
         (["--methods", "vtw:K=99"], "K=99"),
         (["--methods", "aim:l1=5,l2=5"], "l2=5"),
         (["--methods", "aim:slope=nan"], "slope"),
         (["--methods", "prumerge"], "tokenzoo cost --trace"),
-        (["--frames", "-1"], "frames"),
-        (["--text-tokens", "-1"], "text tokens"),
-        (["--batch", "0"], "batch"),
-        (["--decode", "-1"], "decode"),
+        (["--images", "10000", "--tokens", "10000000"], "visual tokens of all images"),
+        (["--scale", "2"], "--trace FILE"),
         (["--tensor-parallel", "3"], "divides both"),
         (["--images", "1", "--frames", "2"], "either"),
         (["--trace", "missing.json"], "Cannot read trace"),
@@ -145,7 +142,7 @@ def test_wrong_use_is_one_line(arguments: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("value", [-1, 0, "many", math.nan, math.inf, True])
 def test_impossible_hardware_is_refused(value: object) -> None:
-    with pytest.raises(UserError, match="bandwidth must be a positive number"):
+    with pytest.raises(UserError, match="bandwidth: .*, not"):
         hardware_module.from_entry("mine", {"flops": {"float16": 1e12}, "bandwidth": value})
 
 
@@ -153,11 +150,11 @@ def test_impossible_architectures_are_refused() -> None:
     decoder = {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": 3, "intermediate": 128, "vocab": 100}
     with pytest.raises(UserError, match="evenly"):
         from_entry("mine", {"decoder": decoder})
-    with pytest.raises(UserError, match="layers must be"):
+    with pytest.raises(UserError, match=r"decoder\.layers: .*greater than or equal to 1, not -2"):
         from_entry("mine", {"decoder": {**decoder, "kv_heads": 4, "layers": -2}})
-    with pytest.raises(UserError, match="lacks vocab"):
+    with pytest.raises(UserError, match=r"lacks decoder\.vocab"):
         from_entry("mine", {"decoder": {key: 4 for key in decoder if key != "vocab"}})
-    with pytest.raises(UserError, match="Did you mean 'hidden'"):
+    with pytest.raises(UserError, match=r"Did you mean 'decoder\.hidden'"):
         from_entry("mine", {"decoder": {**decoder, "hiden": 4}})
 
 

@@ -12,7 +12,6 @@ from tokenzoo.zoo.registry import Contents, builtin_path, load_registry, read_re
 GOOD = """\
 methods:
   mine:
-    module: my_package.mine
     title: Mine
     presets:
       half: {parameters: {retention: 0.5}, description: half of the tokens}
@@ -69,8 +68,10 @@ def test_a_method_without_module_adds_presets_to_one_that_exists(tmp_path: Path)
     [
         ("methods:\n  mine:\n    modul: x\n", 3, "there is no such key here"),
         ("methods:\n  mine: 3\n", 2, "methods.mine"),
-        ("methods:\n  a: {module: x}\n  a: {module: y}\n", 3, "second time (first in line 2)"),
-        ("methods:\n  aim: {module: x}\n", 2, "already defined at"),
+        ("methods:\n  a: {title: x}\n  a: {title: y}\n", 3, "second time (first in line 2)"),
+        ("hardware:\n  a100-40gb: {bandwidth: 1}\n", 2, "already defined at"),
+        ("methods:\n  aim: {module: x}\n", 2, "a registry names no code"),
+        ("\nmethods:\n  mine: {title: Mine, module: os}\n", 3, "a registry names no code"),
         ("methods:\n  aim:\n    presets:\n      official-video: {parameters: {}}\n", 2, "exists already"),
         ("methods: [\n", 2, "."),
         ("metods: {}\n", 1, "there is no such key here"),
@@ -91,6 +92,15 @@ def test_a_missing_file_is_one_line() -> None:
 
 def test_an_empty_file_is_an_empty_registry(tmp_path: Path) -> None:
     assert read_registry(write(tmp_path, ""))[0] == Contents()
+
+
+def test_a_file_cannot_have_code_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenzoo.zoo.plugins import load_zoo
+
+    (tmp_path / "a_module_beside_it.py").write_text("raise AssertionError('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="--plugin FILE"):
+        load_zoo((), [write(tmp_path, "methods: {mine: {module: a_module_beside_it}}")])
 
 
 def test_the_built_in_registry_is_found() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tokenzoo.commands.options import BATCH, DECODE, FRAMES, GROUP, IMAGES, SCALE, TOKENS
 from tokenzoo.errors import UserError
 from tokenzoo.numbers import decimal_bytes, flops, milliseconds
 from tokenzoo.report.sheets import FORMATS, Sheet, show
@@ -17,22 +17,22 @@ from tokenzoo.report.sheets import FORMATS, Sheet, show
 @click.option("--arch", default="llava-onevision-7b", show_default=True, help="Architecture of the registry.")
 @click.option("--config", type=click.Path(path_type=Path), help="Read the architecture from a Hugging Face config.json.")
 @click.option("--methods", default="none,fastv,pdrop,vtw,aim", show_default=True, help="Methods, separated by commas.")
-@click.option("--images", type=int, help="Price a prompt of so many images (default: one).")
-@click.option("--frames", type=int, help="Price a prompt of one video of so many frames.")
-@click.option("--tokens", type=int, help="Visual tokens of an image or a frame, instead of the architecture's.")
-@click.option("--text-tokens", type=int, help="Text tokens of the prompt [images: 40, video: 100].")
+@click.option("--images", type=IMAGES, help="Price a prompt of so many images (default: one).")
+@click.option("--frames", type=FRAMES, help="Price a prompt of one video of so many frames.")
+@click.option("--tokens", type=TOKENS, help="Visual tokens of an image or a frame, instead of the architecture's.")
+@click.option("--text-tokens", type=TOKENS, help="Text tokens of the prompt [images: 40, video: 100].")
 @click.option("--trace", type=click.Path(path_type=Path), help="Price a recorded run instead (of 'tokenzoo run').")
-@click.option("--scale", type=float, default=1.0, help="Multiply a trace's visual tokens.")
+@click.option("--scale", type=SCALE, help="Multiply a trace's visual tokens [default: 1].")
 @click.option("--convention", default="exact", show_default=True, help="llm-viewer, fastv, pdrop or exact.")
 @click.option("--hardware", default="a100", show_default=True, help="GPU of the registry, or 'none'.")
 @click.option("--dtype", default="float16", show_default=True, help="Number format: its width and the GPU's peak.")
-@click.option("--batch", type=int, default=1, help="Equal samples in a batch.")
-@click.option("--decode", type=int, default=0, metavar="N", help="Also price N decoding steps.")
-@click.option("--tensor-parallel", type=int, default=1, metavar="N", help="Split over N GPUs.")
+@click.option("--batch", type=BATCH, default=1, help="Equal samples in a batch.")
+@click.option("--decode", type=DECODE, default=0, metavar="N", help="Also price N decoding steps.")
+@click.option("--tensor-parallel", type=GROUP, default=1, metavar="N", help="Split over N GPUs.")
 @click.option("--flash/--no-flash", default=False, help="Attention as one kernel that never writes the scores.")
 @click.option("--per-layer", is_flag=True, help="Show every layer: tokens, FLOPs, time, bound, KV cache.")
 @click.option("--counted", is_flag=True, help="Confirm 'exact' by counting a real forward of this shape (imports torch).")
-@click.option("--format", "form", default="table", metavar="|".join(FORMATS), help="How to print it.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print it.")
 @click.option("--list-architectures", is_flag=True, help="List the architectures and leave.")
 @click.option("--list-hardware", is_flag=True, help="List the GPUs and leave.")
 def command(**options: Any) -> None:
@@ -51,10 +51,9 @@ def command(**options: Any) -> None:
 
 def _sheets(options: dict[str, Any]) -> list[Sheet]:
     from tokenzoo.cost import architecture, model_config
-    from tokenzoo.errors import unknown
 
-    if options["form"] not in FORMATS:
-        raise unknown("format", options["form"], FORMATS, "tokenzoo cost --help")
+    if options["scale"] is not None and not options["trace"]:
+        raise UserError("--scale multiplies the visual tokens of a recorded run: give one with --trace FILE.")
     if options["config"]:
         model = model_config.architecture_of(options["config"], options["config"].stem)
     else:
@@ -116,14 +115,13 @@ def _trace_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) 
     from tokenzoo.cost.traces import price_trace
     from tokenzoo.method.trace import Trace
 
-    if not math.isfinite(options["scale"]):
-        raise UserError(f"--scale must be a positive number, not {options['scale']}.")
+    scale = 1.0 if options["scale"] is None else options["scale"]
     trace = Trace.load(options["trace"])
     settings = {key: value for key, value in settings.items() if key != "batch"}
     if options["batch"] != 1:
         raise UserError("A trace has its own batch; leave --batch out.")
-    cost = price_trace(trace, model, scale=options["scale"], text_tokens=options["text_tokens"], **settings)
-    return [cost], cost, f"recorded in {options['trace'].name}, visual tokens times {options['scale']:g}"
+    cost = price_trace(trace, model, scale=scale, text_tokens=options["text_tokens"], **settings)
+    return [cost], cost, f"recorded in {options['trace'].name}, visual tokens times {scale:g}"
 
 
 def _summary(model: Any, subject: str, costs: list[Any], base: Any, options: dict[str, Any]) -> Sheet:

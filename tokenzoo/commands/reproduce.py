@@ -12,7 +12,7 @@ from tokenzoo.report.sheets import FORMATS, Sheet, show
 @click.command("reproduce")
 @click.argument("paper", required=False)
 @click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table. May be given several times.")
-@click.option("--format", "form", default="table", metavar="|".join(FORMATS), help="How to print it.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print it.")
 @click.option("--released/--no-released", default=True, help="Also price AIM's rows as its released code prunes.")
 def command(paper: str | None, tables: tuple[str, ...], form: str, released: bool) -> None:
     """Recompute the efficiency tables of PAPER from the methods' own schedules.

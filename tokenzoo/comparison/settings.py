@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenzoo.errors import FailedError, UserError
+from tokenzoo.yaml_file import first_problem, read_yaml
 from tokenzoo.zoo.specification import split_methods
 
 EMBEDDED = "embedded"
@@ -111,35 +112,16 @@ def from_options(options: dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "The options"
-        if first["type"] == "missing":
+        location, problem = first_problem(error)
+        name = "--" + str(location[0]).replace("_", "-") if location else "The options"
+        if problem == "field required":
             raise UserError(f"{name} is needed, such as '{name} aim,fastv'. Run 'tokenzoo list' to see them.") from None
-        raise UserError(f"{name}: {_say(first)}. Run 'tokenzoo compare --help'.") from None
+        raise UserError(f"{name}: {problem}. Run 'tokenzoo compare --help'.") from None
 
 
 def read_config(path: Path, overriding: dict[str, Any]) -> Settings:
     """Settings from a YAML file, with the options of the command line before it; errors name file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read config '{path}': {getattr(error, 'strerror', None) or 'it is no text'}.") from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it is not YAML"
-        raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {problem}.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}:1: a config is a mapping such as 'methods: aim,fastv'. See docs/comparing.md.")
-    try:
-        return Settings.model_validate({**data, **overriding})
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = [str(part) for part in first["loc"]]
-        name = ".".join(location) + ": " if location else ""
-        raise UserError(f"{path}:{_line(node, location)}: {name}{_say(first)}.") from None
+    return read_yaml(path, "config").checked(Settings, overriding)
 
 
 def write_config(settings: Settings, path: Path) -> None:
@@ -149,26 +131,3 @@ def write_config(settings: Settings, path: Path) -> None:
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     except OSError as error:
         raise FailedError(f"Cannot write config '{path}': {error.strerror}.") from None
-
-
-def _line(node: yaml.Node, location: list[str]) -> int:
-    """The line (from 1) of the deepest part of `location` that the file has."""
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key.start_mark.line, value) for key, value in node.value if key.value == part]
-        elif isinstance(node, yaml.SequenceNode):
-            found = [(node.value[int(part)].start_mark.line, node.value[int(part)])]
-        else:
-            break
-        if not found:
-            break
-        line, node = found[0][0] + 1, found[0][1]
-    return line
-
-
-def _say(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        return f"there is no such setting; choose from {', '.join(Settings.model_fields)}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:] if message[:2] != message[:2].upper() else message

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenzoo.cost.architecture import ModelArchitecture, from_entry
+from tokenzoo.cost.records import MOST_VIEWS
 from tokenzoo.errors import UserError
+
+#: The largest config.json that is read, in bytes.
+LARGEST = 10_000_000
 
 #: model_type of what is read, and whether its tokens pass a two-layer projector or Qwen's merger.
 VISION_MODELS = {
@@ -17,6 +21,8 @@ VISION_MODELS = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
 }
+#: model_type of the vision towers whose shape is known, and whether they prepend a class token.
+CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
 
 
 def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
@@ -26,9 +32,9 @@ def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
     `AutoConfig.from_pretrained` fills it in.
     """
     values = _values(config)
-    model_type = str(values.get("model_type", ""))
-    name = name or str(values.get("_name_or_path") or "") or model_type or "model"
-    text = values.get("text_config") or values
+    model_type = str(values.get("model_type") or "")
+    name = str(name or values.get("_name_or_path") or model_type or "model")
+    text = _section(values, "text_config", name) or values
     decoder = _decoder(text, name)
     entry: dict[str, Any] = {
         "decoder": decoder,
@@ -36,26 +42,70 @@ def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
         "source": "config",
     }
     if model_type in VISION_MODELS:
-        read = _vit if VISION_MODELS[model_type] == "vit" else _qwen
-        entry.update(read(values, model_type, int(decoder["hidden"]), name))
+        vision = _section(values, "vision_config", name)
+        if not vision:
+            raise UserError(f"The config of '{name}' has no 'vision_config'. Read it with AutoConfig.from_pretrained.")
+        if VISION_MODELS[model_type] == "vit":
+            entry |= _vit(values, vision, model_type, decoder["hidden"], name)
+        else:
+            entry |= _qwen(vision, model_type, decoder["hidden"], name)
     return from_entry(name, entry)
 
 
 def _values(config: Any) -> dict[str, Any]:
     if isinstance(config, (str, Path)):
-        try:
-            config = json.loads(Path(config).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"Cannot read config '{config}': {error}.") from None
+        return _read(Path(config))
     config = getattr(config, "config", config)
     return dict(config) if isinstance(config, dict) else config.to_dict()
 
 
-def _need(values: dict[str, Any], keys: tuple[str, ...], name: str) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    """A config.json as a dictionary; raises UserError where the file is none."""
+    try:
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise UserError(f"Cannot read config '{path}': it has more than {LARGEST // 10**6} MB.")
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"Cannot read config '{path}': {error.strerror}.") from None
+    except RecursionError:
+        raise UserError(f"Cannot read config '{path}': its values stand too deep in each other.") from None
+    except ValueError as error:
+        raise UserError(f"Cannot read config '{path}': {str(error).partition(';')[0]}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"Cannot read config '{path}': a config.json is a JSON object, not a {type(values).__name__}.")
+    return values
+
+
+def _section(values: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    """A part of a config; {} where it is missing."""
+    part = values.get(key)
+    if part is not None and not isinstance(part, dict):
+        raise UserError(f"The '{key}' in the config of '{name}' must be an object, not {_short(part)}.")
+    return part or {}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _need(values: dict[str, Any], keys: tuple[str, ...], name: str) -> int:
+    """The first of these sizes that the config has."""
     for key in keys:
         if values.get(key) is not None:
-            return values[key]
+            return _whole(values[key], key, name)
     raise UserError(f"The config of '{name}' has no '{keys[0]}'. Read it with AutoConfig.from_pretrained.")
+
+
+def _whole(value: Any, key: str, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"'{key}' in the config of '{name}' must be a whole number of at least 1, not {_short(value)}.")
+    return value
+
+
+def _may(values: dict[str, Any], key: str, default: int, name: str) -> int:
+    """A size that a config may leave out, or write as null or 0."""
+    return _whole(values[key], key, name) if values.get(key) else default
 
 
 def _decoder(text: dict[str, Any], name: str) -> dict[str, int]:
@@ -64,15 +114,19 @@ def _decoder(text: dict[str, Any], name: str) -> dict[str, int]:
         "hidden": _need(text, ("hidden_size",), name),
         "layers": _need(text, ("num_hidden_layers",), name),
         "heads": heads,
-        "kv_heads": text.get("num_key_value_heads") or heads,
+        "kv_heads": _may(text, "num_key_value_heads", heads, name),
         "intermediate": _need(text, ("intermediate_size",), name),
         "vocab": _need(text, ("vocab_size",), name),
-        "head_dim": text.get("head_dim") or 0,
+        "head_dim": _may(text, "head_dim", 0, name),
     }
 
 
-def _vit(values: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
-    vision = values["vision_config"]
+def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
+    kind = str(vision.get("model_type") or "clip_vision_model")
+    if kind not in CLASS_TOKEN:
+        raise UserError(f"The vision tower '{kind}' of '{name}' is unknown here. Known are: {', '.join(CLASS_TOKEN)}.")
+    if vision.get("vision_use_head") and not CLASS_TOKEN[kind]:
+        raise UserError(f"'{name}' runs SigLIP's pooling head, which the closed form leaves out. Count it instead.")
     tower = {
         "kind": "vit",
         "hidden": _need(vision, ("hidden_size",), name),
@@ -81,13 +135,11 @@ def _vit(values: dict[str, Any], model_type: str, hidden: int, name: str) -> dic
         "intermediate": _need(vision, ("intermediate_size",), name),
         "patch": _need(vision, ("patch_size",), name),
         "image_size": _need(vision, ("image_size",), name),
-        "class_token": "siglip" not in str(vision.get("model_type", "clip")),
-        "channels": vision.get("num_channels") or 3,
+        "class_token": CLASS_TOKEN[kind],
+        "channels": _may(vision, "num_channels", 3, name),
     }
-    if vision.get("vision_use_head") and "siglip" in str(vision.get("model_type", "")):
-        raise UserError(f"'{name}' runs SigLIP's pooling head, which the closed form leaves out. Count it instead.")
     layers = values.get("vision_feature_layer", -2)
-    features = 1 if isinstance(layers, int) else len(layers)
+    features = len(layers) if isinstance(layers, (list, tuple)) else 1
     side = tower["image_size"] // tower["patch"]
     tokens = side * side + (values.get("vision_feature_select_strategy") == "full" and tower["class_token"])
     entry: dict[str, Any] = {
@@ -104,25 +156,30 @@ def _vit(values: dict[str, Any], model_type: str, hidden: int, name: str) -> dic
     return entry
 
 
-def _qwen(values: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
-    vision = values["vision_config"]
-    merge = vision.get("spatial_merge_size") or 2
+def _qwen(vision: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
+    merge = _may(vision, "spatial_merge_size", 2, name)
     newer = model_type == "qwen2_5_vl"
     width = _need(vision, ("hidden_size",) if newer else ("embed_dim",), name)
+    ratio = vision.get("mlp_ratio") or 4
+    if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1000:
+        raise UserError(f"'mlp_ratio' in the config of '{name}' must be a number above 0, not {_short(ratio)}.")
+    full = vision.get("fullatt_block_indexes") or ()
+    if not isinstance(full, (list, tuple)) or len(full) > MOST_VIEWS:
+        raise UserError(f"'fullatt_block_indexes' in the config of '{name}' must be a list of layers, not {_short(full)}.")
     tower = {
         "kind": VISION_MODELS[model_type],
         "hidden": width,
         "layers": _need(vision, ("depth", "num_hidden_layers"), name),
         "heads": _need(vision, ("num_heads", "num_attention_heads"), name),
-        "intermediate": vision["intermediate_size"] if newer else int(width * (vision.get("mlp_ratio") or 4)),
+        "intermediate": _need(vision, ("intermediate_size",), name) if newer else int(width * ratio),
         "patch": _need(vision, ("patch_size",), name),
-        "temporal_patch": vision.get("temporal_patch_size") or 2,
+        "temporal_patch": _may(vision, "temporal_patch_size", 2, name),
         "merge": merge,
         "gated": newer,
         "window": _need(vision, ("window_size",), name) if newer else 0,
-        "full_attention_layers": list(vision.get("fullatt_block_indexes") or ()) if newer else [],
-        "channels": vision.get("in_channels") or 3,
+        "full_attention_layers": list(full) if newer else [],
+        "channels": _may(vision, "in_channels", 3, name),
     }
-    outputs = vision.get("out_hidden_size") if newer else vision.get("hidden_size")
+    outputs = _may(vision, "out_hidden_size" if newer else "hidden_size", hidden, name)
     inner = width * merge**2
-    return {"vision": tower, "projector": {"inputs": inner, "hidden": inner, "outputs": outputs or hidden}}
+    return {"vision": tower, "projector": {"inputs": inner, "hidden": inner, "outputs": outputs}}

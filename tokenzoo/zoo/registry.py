@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenzoo.errors import UserError, unknown
+from tokenzoo.yaml_file import Document, children, first_problem, parse_yaml, read_yaml
 
 #: Further registry files, separated as in PATH.
 ENVIRONMENT = "TOKENZOO_REGISTRY"
-
-SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Strict(BaseModel):
@@ -46,7 +44,7 @@ class Preset(Strict):
 
 
 class Method(Strict):
-    """One method. Without `module` it adds presets and published results to a method defined elsewhere."""
+    """One method. Only the registry that ships names a `module`; others describe what plugins define, or add presets."""
 
     module: str = ""
     title: str = ""
@@ -83,13 +81,21 @@ class Registry:
             raise unknown(f"preset of '{method}'", name, presets, f"tokenzoo show {method}")
         return presets[name]
 
-    def add(self, contents: Contents, origin: str, lines: dict[tuple[str, str], int] | None = None) -> None:
-        """Add one file's entries. Raises UserError, and adds nothing, where a name is taken."""
+    def add(self, contents: Contents, origin: str, lines: dict[tuple[str, str], int] | None = None, ships: bool = False) -> None:
+        """Add one file's entries. Raises UserError, and adds nothing, where a name is taken.
+
+        Only the registry that `ships` may name code: reading a file that somebody sent must not run any.
+        """
         where = {key: f"{origin}:{line}" for key, line in (lines or {}).items()}
         additions: list[tuple[str, str, Any]] = []
         for section in ("methods", "architectures", "hardware"):
             present = getattr(self, section)
             for name, entry in getattr(contents, section).items():
+                if section == "methods" and entry.module and not ships:
+                    raise UserError(
+                        f"{where.get((section, name), origin)}: methods.{name}.module: a registry names no code. "
+                        f"Leave it out, and load the method with --plugin FILE or as an installed distribution."
+                    )
                 if name in present:
                     entry = self._extended(section, name, entry, where.get((section, name), origin))
                 additions.append((section, name, entry))
@@ -100,7 +106,7 @@ class Registry:
     def _extended(self, section: str, name: str, entry: Any, where: str) -> Any:
         present = getattr(self, section)[name]
         taken = f"{where}: {section}.{name} is already defined at {self.origins.get((section, name), 'another place')}."
-        if section != "methods" or entry.module:
+        if section != "methods":
             raise UserError(taken)
         for preset in entry.presets:
             if preset in present.presets:
@@ -147,7 +153,7 @@ def load_registry(extra: Sequence[Path] | None = None) -> Registry:
     What plugins add is not in it; `load_zoo().registry` holds that too.
     """
     registry = Registry()
-    registry.add(*_builtin())
+    registry.add(*_builtin(), ships=True)
     for path in [*environment_paths(), *(_configured if extra is None else extra)]:
         contents, lines = read_registry(Path(path))
         registry.add(contents, str(path), lines)
@@ -157,49 +163,24 @@ def load_registry(extra: Sequence[Path] | None = None) -> Registry:
 def _builtin() -> tuple[Contents, str, dict[tuple[str, str], int]]:
     """The registry that ships, taken as it is: a test checks it, and every quick command would pay for checking."""
     path = builtin_path()
-    data, _, lines = _parse(path)
+    document = parse_yaml(path.read_text(encoding="utf-8"), path, trusted=True)
     methods = {}
-    for name, entry in data["methods"].items():
+    for name, entry in document.data["methods"].items():
         presets = {key: Preset.model_construct(**preset) for key, preset in entry.get("presets", {}).items()}
         paper = Paper.model_construct(**entry["paper"]) if "paper" in entry else None
         methods[name] = Method.model_construct(**{**entry, "presets": presets, "paper": paper})
-    return Contents.model_construct(**{**data, "methods": methods}), str(path), lines
+    return Contents.model_construct(**{**document.data, "methods": methods}), str(path), _lines(document)
 
 
 def read_registry(path: Path) -> tuple[Contents, dict[tuple[str, str], int]]:
     """Read and check one file; returns its contents and the line of each entry."""
-    data, node, lines = _parse(path)
-    try:
-        return Contents.model_validate(data), lines
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(str(part) for part in first["loc"])
-        raise UserError(f"{path}:{_line_of(node, location)}: {'.'.join(location)}: {_say(first)}.") from None
+    document = read_yaml(path, "registry")
+    return document.checked(Contents), _lines(document)
 
 
-def _parse(path: Path) -> tuple[Any, yaml.Node | None, dict[tuple[str, str], int]]:
-    """A file's data, its nodes, and the line of each entry."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"Cannot read registry '{path}': {reason}.") from None
-    try:
-        loader = SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            data = {} if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it is not YAML"
-        raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {problem}.") from None
-    lines: dict[tuple[str, str], int] = {}
-    if node is not None:
-        _refuse_duplicates(node, path)
-        lines = {(key[0], key[1]): line for key, line in _lines(node, depth=2).items() if len(key) == 2}
-    return data, node, lines
+def _lines(document: Document) -> dict[tuple[str, str], int]:
+    """The line of each entry of each section."""
+    return {(section, name): line for section, node, _ in children(document.root) for name, _, line in children(node)}
 
 
 def check_fragment(data: Any, origin: str) -> Contents:
@@ -207,52 +188,5 @@ def check_fragment(data: Any, origin: str) -> Contents:
     try:
         return Contents.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{origin}: tokenzoo_registry: {location}: {_say(first)}.") from None
-
-
-def _say(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "there is no such key here"
-    message = str(error["msg"])
-    return message[0].lower() + message[1:]
-
-
-def _children(node: yaml.Node) -> Iterable[tuple[str, yaml.Node, int]]:
-    """Each entry of a mapping or list: its key as text, its node, and the line (from 1) it starts at."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield str(key.value), value, key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield str(index), value, value.start_mark.line + 1
-
-
-def _lines(node: yaml.Node, depth: int, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    lines: dict[tuple[str, ...], int] = {}
-    if depth:
-        for key, value, line in _children(node):
-            lines[(*prefix, key)] = line
-            lines.update(_lines(value, depth - 1, (*prefix, key)))
-    return lines
-
-
-def _line_of(node: yaml.Node | None, location: tuple[str, ...]) -> int:
-    """The line of the deepest part of `location` that is in the file."""
-    line = 1
-    for part in location:
-        found = [entry for entry in _children(node) if entry[0] == part] if node is not None else []
-        if not found:
-            break
-        _, node, line = found[0]
-    return line
-
-
-def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    """YAML would silently keep the last of two equal keys."""
-    seen: dict[str, int] = {}
-    for key, value, line in _children(node):
-        if isinstance(node, yaml.MappingNode) and key != "<<" and seen.setdefault(key, line) != line:
-            raise UserError(f"{path}:{line}: '{key}' stands here a second time (first in line {seen[key]}).")
-        _refuse_duplicates(value, path)
+        location, problem = first_problem(error)
+        raise UserError(f"{origin}: tokenzoo_registry: {'.'.join(map(str, location))}: {problem}.") from None
