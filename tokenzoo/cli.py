@@ -14,6 +14,7 @@ import click
 
 from tokenzoo import __version__
 from tokenzoo.errors import UserError
+from tokenzoo.zoo.errors import PluginError, kept_from_ending
 
 #: Every command and its line in `tokenzoo --help`; the command itself is `command` in tokenzoo/commands/NAME.py.
 COMMANDS = {
@@ -108,11 +109,15 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that are bugs keep their traceback."""
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
-        result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
+        with kept_from_ending():
+            result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except PluginError as error:
+        print(f"Error: A plugin cannot be used: {error}", file=sys.stderr)
+        return 1
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130

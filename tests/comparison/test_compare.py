@@ -245,23 +245,6 @@ def test_a_method_that_cannot_be_set_on_this_model_is_a_refused_row(comparison):
     assert rows["uniform"].status == "ok"
 
 
-def test_a_cell_depends_on_processor_template_and_inherited_code():
-    from tokenzoo.comparison import identity
-    from tokenzoo.models.checkpoint import load
-    from tokenzoo.zoo.plugins import load_zoo
-
-    checkpoint, questions = load("embedded:llava"), identity.Questions()
-    first = identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)
-    assert first == identity.accuracy_identity(load("embedded:llava"), load_zoo().build("none"), "t", questions, 0, 1)
-    checkpoint.tokenizer.chat_template += " "
-    assert (
-        first["processing"]
-        != identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)["processing"]
-    )
-    plain, plus = (type(load_zoo().build(name).reducers[0]) for name in ("prumerge", "prumerge_plus"))
-    assert issubclass(plus, plain) and identity._source_digest(plus) != identity._source_digest(plain)
-
-
 def test_errors_of_the_store_are_no_methods_fault(tmp_path, monkeypatch):
     from tokenzoo.comparison.store import StoreError
 

@@ -31,6 +31,7 @@ from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint
 from tokenzoo.models.question import Question
+from tokenzoo.zoo.errors import PluginError, kept_from_ending
 from tokenzoo.zoo.plugins import Zoo, load_zoo
 
 #: An interquartile range of prefill above this share of the median tells of a busy machine.
@@ -170,7 +171,7 @@ def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questio
 
 def questions_of(task: Task, settings: Settings, plan: SectionPlan) -> Questions:
     """A task's questions; raises UserError where there are none, or the model cannot see one's video."""
-    asked = Questions(task.questions(settings.limit, settings.seed))
+    asked = Questions(task.questions(settings.limit, settings.seed), task)
     if not asked:
         raise UserError(f"Task '{task.name}' has no questions. Give it some, or leave it out of --tasks.")
     unseen = next((question for question in asked if question.video), None) if not plan.takes_videos else None
@@ -230,7 +231,8 @@ def _advance(runner: Runner, steps: int, done: int) -> None:
 def _failures(candidate: Candidate, where: str, runner: Runner) -> Any:
     """Turn what a method raises into a failed row. Ctrl-C, and errors of the store, go through."""
     try:
-        yield
+        with kept_from_ending():
+            yield
     except StoreError:
         raise
     except UnsupportedError as error:
@@ -238,6 +240,6 @@ def _failures(candidate: Candidate, where: str, runner: Runner) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines()
         said = lines[0] if lines else "no message"
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (UserError, PluginError)) else f"{type(error).__name__}: "
         candidate.status, candidate.note = "failed", f"{kind}{said} ({where})"
         runner.on_failure(traceback.format_exc())

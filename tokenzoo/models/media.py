@@ -22,8 +22,8 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"Cannot read image '{path}': {_first_line(error)}") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"Cannot read image '{path}': {first_line(error)}.") from error
 
 
 def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
@@ -111,7 +111,7 @@ def _decode(path: Path, frames: int) -> tuple[Image.Image, ...]:
             decoded = enumerate(container.decode(video=0))
             return tuple(frame.to_image().convert("RGB") for index, frame in decoded if index in wanted)
     except (av.FFmpegError, IndexError, ValueError, OSError) as error:
-        raise UserError(f"Cannot read video '{path}': {_first_line(error)}") from error
+        raise UserError(f"Cannot read video '{path}': {first_line(error)}.") from error
 
 
 def _spread(total: int, wanted: int) -> list[int]:
@@ -119,5 +119,6 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({int(index) for index in np.linspace(0, total - 1, min(wanted, total)).round()})
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
