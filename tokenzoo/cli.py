@@ -69,7 +69,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with kept_from_ending():  # click would take a plugin's KeyboardInterrupt for the user's
+                return super().invoke(context)
         except UserError as error:
             raise UserFailure(error) from error
 
@@ -109,8 +110,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that are bugs keep their traceback."""
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
-        with kept_from_ending():
-            result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
+        result = cli.main(args=arguments, prog_name="tokenzoo", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()

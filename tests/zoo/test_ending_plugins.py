@@ -91,4 +91,4 @@ def test_a_real_interrupt_ends_the_command(tmp_path):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 130 and said == "Interrupted.\n"
+    assert process.returncode == 130 and said.strip() == "Interrupted."

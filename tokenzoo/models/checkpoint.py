@@ -106,8 +106,8 @@ def load(
         placed = {"device_map": device} if quantised else {}
         with_report: Any = AutoModelForImageTextToText.from_pretrained
         loaded, about = with_report(
-            source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
-            **placed, **options,
+            source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **placed, **options,
         )  # fmt: skip
         _check_complete(model, about, allow_missing)
         loaded = (loaded if quantised else loaded.to(device)).eval()
