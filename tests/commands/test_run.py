@@ -129,6 +129,4 @@ def test_a_video_is_no_question_for_a_model_of_pictures(checkpoints, photograph,
 def test_an_embedded_model_says_what_it_knows(photograph):
     done = tokenzoo("--image", photograph, "who is this ?")
     assert done.returncode == 0
-    assert done.stderr.strip() == (
-        "Note: embedded:llava knows only drawn scenes of coloured shapes and digits: what it says of other pictures means nothing."
-    )
+    assert done.stderr.startswith("Note: embedded:llava knows only drawn scenes") and done.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tokenzoo import UserError, cli
+from tokenzoo.comparison.statistics import paired_difference
 from tokenzoo.comparison.store import Store
 from tokenzoo.studies import STUDIES, common, layers, overhead, text_tokens, tradeoff
 from tokenzoo.testing import tiny_inputs, tiny_model
@@ -24,8 +25,24 @@ def test_a_study_has_table_plot_and_verdict(lab, module, rows, monkeypatch):
     monkeypatch.setattr(overhead, "ROUNDS", 2)
     study = module.run(lab)
     assert len(study.rows) == rows and all(len(row) == len(study.header) for row in study.rows)
-    assert study.verdict in ("agrees", "partly agrees", "differs") and study.here and study.paper
+    assert study.verdict in ("agrees", "partly agrees", "differs", "cannot tell") and study.here and study.paper
     assert study.plot().axes and json.dumps(study.data)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "same", "paper", "held"),
+    [(420, 0, 580, 0, False), (5, 5, 990, 0, True), (73, 0, 927, -7.3, True), (2, 1, 7, 0, None), (0, 0, 2, 0, None)],
+)
+def test_a_claim_is_held_against_an_interval(lost, won, same, paper, held):
+    """-42 points where the paper has 0 is no agreement, and two questions prove nothing."""
+    reference = [True] * (lost + same) + [False] * won
+    difference = paired_difference([False] * lost + [True] * (same + won), reference)
+    assert common.held_against(difference, paper, slack=5) is held
+
+
+def test_no_claim_holds_by_construction():
+    assert common.verdict([False, False]) == "differs" and common.verdict([True, False]) == "partly agrees"
+    assert common.verdict([True, True]) == "agrees" and common.verdict([None, None]) == "cannot tell"
 
 
 def test_every_study_is_a_command():

@@ -11,6 +11,14 @@ import click
 NAMES = ("tradeoff", "overhead", "layers", "text-tokens")
 
 
+SAID = {
+    "agrees": "This agrees with the paper.",
+    "partly agrees": "This partly agrees with the paper.",
+    "differs": "This differs from the paper.",
+    "cannot tell": "The questions are too few to tell whether this agrees with the paper.",
+}
+
+
 @click.command("study")
 @click.argument("name", type=click.Choice(NAMES))
 @click.option(
@@ -72,9 +80,7 @@ def _print(study: Any) -> None:
     out.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
     out.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
     out.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
-    out.print(
-        Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold")
-    )
+    out.print(Text(SAID[study.verdict], style="bold"))
     for note in study.notes:
         out.print(Text(note, style="dim"))
 

@@ -74,7 +74,6 @@ def timing_identity(
         "method": ", ".join(str(method) for method in methods.values()),
         "task": task,
         "seed": 0,
-        "labels": list(methods),
         "questions_digest": Questions([question]).digest,
         "rounds": rounds,
         "new_tokens": new_tokens,

@@ -19,6 +19,7 @@ from tokenzoo.models.folder import check_folder
 from tokenzoo.models.inputs import with_processor, without_processor
 from tokenzoo.models.media import first_line, read_image, read_video
 from tokenzoo.models.question import Question
+from tokenzoo.paths import is_folder
 
 CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
 EMBEDDED = ("embedded:llava", "embedded:onevision")
@@ -198,8 +199,11 @@ def _locate(model: str) -> str:
         if model not in EMBEDDED:
             raise errors.unknown("embedded model", model, EMBEDDED, "tokenzoo list")
         return str(CHECKPOINTS / model.partition(":")[2])
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:
+        raise UserError(f"No model directory '{model}': there is no such user.") from None
+    if is_folder(path):
         check_folder(path)
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:

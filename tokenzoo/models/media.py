@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tokenzoo.errors import UserError
+from tokenzoo.paths import is_file, is_folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_image(path: str | Path) -> Image.Image:
     """A picture file as RGB; raises `UserError` if it is missing or no picture."""
-    if not Path(path).is_file():
+    if not is_file(path):
         raise UserError(f"No image file '{path}'.")
     try:
         with Image.open(path) as opened:
@@ -33,12 +34,12 @@ def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
     :raises UserError: if it is missing, unreadable or has no frame
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES)
         if not pictures:
             raise UserError(f"No pictures in the folder '{path}' (looked for {', '.join(PICTURE_SUFFIXES)}).")
         return tuple(read_image(pictures[index]) for index in _spread(len(pictures), frames))
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"No video file '{path}'.")
     return _decode(path, frames)
 
@@ -53,7 +54,7 @@ class Pictures(Sequence[Image.Image]):
     def __init__(self, paths: Sequence[Path], where: str) -> None:
         self.paths, self.where = tuple(paths), where
         for path in paths:
-            if not path.is_file():
+            if not is_file(path):
                 raise UserError(f"{where}: No image file '{path}'.")
 
     def __len__(self) -> int:
@@ -70,7 +71,7 @@ class Frames(Sequence[Image.Image]):
     def __init__(self, path: Path, frames: int, where: str) -> None:
         self.path, self.frames, self.where = path, frames, where
         self._count: int | None = None
-        if not path.exists():
+        if not is_file(path) and not is_folder(path):
             raise UserError(f"{where}: No video file '{path}'.")
 
     def _read(self) -> tuple[Image.Image, ...]:
