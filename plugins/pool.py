@@ -59,8 +59,8 @@ class AveragePooling(TokenReducer):
         return 0
 
     def at_retention(self, retention: float, layers: int) -> TokenReducer:
-        """The smallest stride that keeps no more: a window of s² tokens becomes one."""
-        return self.replace(stride=max(1, math.ceil(retention**-0.5 - 1e-9)))
+        """The stride whose square is nearest to 1 / retention."""
+        return self.replace(stride=max(1, round(retention**-0.5)))
 
 
 def _grid(tokens: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import click
 from tokenzoo import __version__
 from tokenzoo.errors import UserError
 from tokenzoo.text import accept_any_terminal, one_line
+from tokenzoo.zoo.errors import PluginError, kept_from_ending
 
 #: Every command and its line in `tokenzoo --help`; the command itself is `command` in tokenzoo/commands/NAME.py.
 COMMANDS = {
@@ -65,6 +66,10 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def invoke(self, context: click.Context) -> Any:
+        with kept_from_ending():  # click would take a plugin's KeyboardInterrupt for the user's
+            return super().invoke(context)
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
@@ -112,6 +117,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(_with_help(error), error.exit_code)
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except PluginError as error:
+        return _fail(f"A plugin cannot be used: {error}", 1)
     except (click.Abort, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def a_command(monkeypatch: pytest.MonkeyPatch):
     def make(error: BaseException) -> None:
         @click.command()
         def command() -> None:
+            if isinstance(error, KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)  # as Ctrl-C does; one that is only raised is a plugin's
             raise error
 
         monkeypatch.setattr(importlib.import_module("tokenzoo.commands.list"), "command", command)
@@ -158,7 +161,17 @@ def test_new_writes_where_it_is_told(tmp_path: Path) -> None:
 def test_broken_plugins_do_not_disturb_a_comparison(tmp_path: Path) -> None:
     broken = Path(__file__).parents[1] / "broken_plugins"
     files = [part for name in ("raises", "not_a_number", "cannot_import") for part in ("--plugin", str(broken / f"{name}.py"))]
-    options = ["--model", "embedded:llava", "--limit", "2", "--no-timing", "--store", str(tmp_path / "store.sqlite")]
+    options = [
+        "--as-published",
+        "--model",
+        "embedded:llava",
+        "--limit",
+        "2",
+        "--no-timing",
+        "--as-published",
+        "--store",
+        str(tmp_path / "store.sqlite"),
+    ]
     done = call(*files, "compare", "--methods", "uniform,raises,not_a_number", *options, "--format", "csv", OMP_NUM_THREADS="1")
     assert done.returncode == 1
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(done.stdout))}

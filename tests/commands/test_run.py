@@ -116,3 +116,17 @@ def test_an_unwritable_trace_is_one_line(checkpoints, photograph, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: Cannot write")
+
+
+@pytest.mark.parametrize("also", [True, False])
+def test_a_video_is_no_question_for_a_model_of_pictures(checkpoints, photograph, video, also):
+    pictures = ["--image", photograph] if also else []
+    done = tokenzoo("--model", checkpoints / "llava", *pictures, "--video", video, "what happens ?")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "is about a video, which" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_embedded_model_says_what_it_knows(photograph):
+    done = tokenzoo("--image", photograph, "who is this ?")
+    assert done.returncode == 0
+    assert done.stderr.startswith("Note: embedded:llava knows only drawn scenes") and done.stderr.count("\n") == 1

@@ -13,7 +13,14 @@ from tokenzoo.comparison.compare import compare
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.store import Store
 
-SMALL = {"model": "embedded:llava", "tasks": "attribute,existence", "limit": 2, "timing": False, "batch_size": 2}
+SMALL = {
+    "as_published": True,
+    "model": "embedded:llava",
+    "tasks": "attribute,existence",
+    "limit": 2,
+    "timing": False,
+    "batch_size": 2,
+}
 
 BROKEN = """
 from dataclasses import dataclass
@@ -48,8 +55,8 @@ def comparison(tmp_path_factory):
 
 def test_none_and_random_are_always_rows_and_none_is_the_measure(comparison):
     section = comparison[0].sections[0]
-    assert [row.label for row in section.rows] == ["none", "random", "aim", "fastv:K=3"]
-    none, _, aim, fastv = section.rows
+    assert [row.label for row in section.rows] == ["none", "random", "pool", "aim", "fastv:K=3"]
+    none, _, _, aim, fastv = section.rows
     assert none.llm_share == 1.0 and none.visual_share == 1.0 and none.overall.difference is None
     assert aim.overall.questions == 4 and aim.overall.difference is not None
     assert set(aim.scores) == {"attribute", "existence"} and aim.scores["existence"].f1 is not None
@@ -57,7 +64,7 @@ def test_none_and_random_are_always_rows_and_none_is_the_measure(comparison):
 
 
 def test_tokens_are_the_mean_over_layers_of_the_measured_trace(comparison):
-    fastv = comparison[0].sections[0].rows[3]
+    fastv = comparison[0].sections[0].rows[4]
     assert fastv.tokens_per_layer == [144.0] * 3 + [72.0] * 9
     assert fastv.visual_tokens == pytest.approx((3 * 144 + 9 * 72) / 12)
 
@@ -84,32 +91,112 @@ def test_fresh_measures_anew_and_the_same(comparison):
     assert vars(again.sections[0].rows[-1]) == vars(first.sections[0].rows[-1])
 
 
+WAYS = {name: value for name, value in SMALL.items() if name != "as_published"} | {"tasks": "attribute"}
+
+
 def test_each_method_at_each_retention(comparison):
-    store = comparison[2]
-    found = compare(Settings(methods="fastv,vtw", retention="25%,50%", **{**SMALL, "tasks": "attribute"}), store)
-    rows = {row.label: row for row in found.sections[0].rows}
-    assert list(rows) == ["none", "random 25%", "fastv 25%", "vtw 25%", "random 50%", "fastv 50%", "vtw 50%"]
-    assert rows["fastv 25%"].tokens_per_layer[-1] == 36 and "R=0.75" in rows["fastv 25%"].note
-    if rows["vtw 25%"].status != "ok":
-        assert rows["vtw 25%"].status == "refused" and "retention" in rows["vtw 25%"].note
-    assert not found.failed
+    found = compare(Settings(methods="fastv:K=3,R=0.75,uniform", retention="25%,50%", **WAYS), comparison[2])
+    section = found.sections[0]
+    rows = {row.label: row for row in section.rows}
+    assert list(rows) == [
+        "none", "random:retention=0.25", "pool:stride=2", "fastv:K=3,R=0.75", "uniform:retention=0.25",
+        "random:retention=0.5", "pool:stride=1", "fastv:K=3,R=0.5", "uniform:retention=0.5",
+    ]  # fmt: skip
+    assert rows["fastv:K=3,R=0.5"].tokens_per_layer[-1] == 72 and rows["fastv:K=3,R=0.5"].specification == "fastv:K=3"
+    assert not section.equal_cost and section.terms.startswith("Costs differ (equal shares of tokens are no equal costs): from ")
 
 
-def test_matched_rows_cost_the_same(comparison):
-    settings = Settings(methods="fastv,uniform,prumerge", match_flops="40%", **{**SMALL, "tasks": "attribute"})
-    rows = compare(settings, comparison[2]).sections[0].rows
-    assert [row.status for row in rows] == ["ok"] * 5
-    for row in rows[1:4]:
-        assert row.llm_share == pytest.approx(0.4, rel=0.02), row.label
-        assert "matched to" in row.note
-    assert rows[4].llm_share == pytest.approx(0.4, rel=0.05)  # set by calibration questions: it depends on the picture
+def test_all_rows_cost_the_same_by_default(comparison):
+    rows, section = {}, compare(Settings(methods="fastv,uniform,prumerge,vtw", **WAYS), comparison[2]).sections[0]
+    rows = {row.method: row for row in section.rows}
+    assert list(rows) == ["none", "random", "pool", "fastv", "uniform", "prumerge", "vtw"]
+    for name in ("random", "fastv", "uniform"):
+        assert 0.98 * 0.33 <= rows[name].llm_share <= 0.33 and rows[name].at_budget and rows[name].budget == "33%"
+    assert rows["prumerge"].llm_share == pytest.approx(0.33, rel=0.05)  # set by calibration questions
+    assert rows["pool"].llm_share < 0.33 and "nearest setting below the budget" in rows["pool"].note
+    assert section.terms.startswith("Equal terms: every method set to at most 33% of the LLM FLOPs") and "pool" in section.terms
+    label = rows["fastv"].label
+    assert label.startswith("fastv:R=0.") and len(label) <= len("fastv:R=0.123")
+    assert rows["fastv"].parameters["fastv"]["R"] == pytest.approx(float(label.partition("R=")[2]), abs=5e-4)
+
+
+@pytest.mark.parametrize(("budget", "column", "limit"), [("50% tokens", "visual_tokens", 72), ("60 tokens", "visual_tokens", 60)])
+def test_budgets_of_tokens(comparison, budget, column, limit):
+    rows = compare(Settings(methods="fastv,uniform", budget=budget, **WAYS), comparison[2]).sections[0].rows
+    for row in rows[3:]:
+        assert 0.97 * limit <= getattr(row, column) <= limit, row.label
+
+
+def test_milliseconds_on_a_named_gpu_are_of_the_model_that_is_measured(comparison):
+    rows = compare(Settings(methods="uniform", budget="0.00001ms@a100", **WAYS), comparison[2]).sections[0].rows
+    assert rows[-1].status == "refused" and "ms of prefill on a100" in rows[-1].note
+    rows = compare(Settings(methods="uniform", budget="1000ms@a100", **WAYS), comparison[2]).sections[0].rows
+    assert rows[-1].specification == "uniform:retention=1.0" and "nearest setting below" in rows[-1].note
+
+
+def test_several_budgets_are_a_curve(comparison):
+    section = compare(Settings(methods="fastv,uniform", budget="50%,33%", **WAYS), comparison[2]).sections[0]
+    assert [row.budget for row in section.rows if row.method == "fastv"] == ["50%", "33%"]
+    assert [row.method for row in section.rows].count("none") == 1
+    shares = [row.llm_share for row in section.rows if row.method == "uniform"]
+    assert 0.49 < shares[0] <= 0.5 and 0.32 < shares[1] <= 0.33
+
+
+def test_as_published_says_that_costs_differ(comparison):
+    section = comparison[0].sections[0]
+    assert not section.equal_cost
+    assert section.terms.startswith("Costs differ (each method at its own settings): from ")
+
+
+def test_what_nothing_fits_is_refused_and_what_has_no_knob_runs_where_it_fits(comparison):
+    section = compare(Settings(methods="fastv:K=9,uniform+vtw", budget="40%", **WAYS), comparison[2]).sections[0]
+    fastv, pipeline = section.rows[3:]
+    assert fastv.status == "refused" and "Even fastv:K=9,R=" in fastv.note and "the budget is 40%" in fastv.note
+    assert pipeline.status == "ok" and "no knob to set it by" in pipeline.note and "uniform+vtw" in section.terms
+
+
+def test_answers_are_written_one_a_line(comparison, tmp_path):
+    compare(Settings(methods="fastv:K=3", **SMALL), comparison[2], samples=tmp_path / "samples")
+    files = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert files == ["embedded-llava.attribute.jsonl", "embedded-llava.existence.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / "samples" / files[0]).read_text().splitlines()]
+    assert len(lines) == 2 * 4 and {line["method"] for line in lines} == {"none", "random", "pool", "fastv:K=3"}
+    assert all(line["correct"] == (line["answer"] == line["expected"]) and line["question"] for line in lines)
+
+
+LYING = """
+from dataclasses import dataclass
+from tokenzoo import TokenReducer
+@dataclass
+class Lying(TokenReducer):
+    name = "lying"
+    def layers(self, num_layers):
+        return (1,)
+    def after_layer(self, layer):
+        import torch
+        return torch.arange(len(layer.visual) // 2)
+    def schedule(self, workload):
+        return [workload.visual_tokens, 1] + [1] * (workload.architecture.layers - 2)
+"""
+
+
+def test_a_schedule_that_lies_is_a_failed_row(tmp_path, capsys, monkeypatch):
+    plugin = tmp_path / "lying.py"
+    plugin.write_text(LYING)
+    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
+    options = ["--model", "embedded:llava", "--tasks", "attribute", "--limit", "2", "--no-timing", "--as-published"]
+    options += ["--price", "llava-1.5-7b@a100", "--format", "json"]
+    assert cli.run(["--plugin", str(plugin), "compare", "--methods", "lying", *options]) == 1
+    row = json.loads(capsys.readouterr().out)["sections"][0]["rows"][-1]
+    assert row["status"] == "failed" and row["prices"] == {}
+    assert "schedule() promises 1 tokens in layer 1, 144 were there" in row["note"]
 
 
 def test_a_method_that_fails_in_mid_run_is_a_failed_row(tmp_path, capsys, monkeypatch):
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN)
     monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
-    options = ["--model", "embedded:llava", "--tasks", "attribute,existence", "--limit", "2", "--no-timing"]
+    options = ["--model", "embedded:llava", "--tasks", "attribute,existence", "--limit", "2", "--no-timing", "--as-published"]
     code = cli.run(["--plugin", str(plugin), "compare", "--methods", "breaks_midway,fastv", *options, "--format", "json"])
     rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)["sections"][0]["rows"]}
     assert code == 1
@@ -136,8 +223,11 @@ def test_a_method_that_fails_in_mid_run_is_a_failed_row(tmp_path, capsys, monkey
         (["--methods", "aim", "--price", "vicuna-7c@a100"], "Did you mean 'vicuna-7b'?"),
         (["--methods", "aim", "--price", "vicuna-7b@b100000"], "hardware"),
         (["--methods", "aim", "--limit", "0"], "--limit"),
-        (["--methods", "aim", "--match-flops", "25%", "--match-tokens", "25%"], "only one of"),
-        (["--methods", "aim", "--match-prefill-ms", "10"], "needs a GPU"),
+        (["--methods", "aim", "--budget", "25%", "--as-published"], "only one of"),
+        (["--methods", "aim", "--budget", "25%", "--retention", "25%"], "only one of"),
+        (["--methods", "aim", "--budget", "10ms"], "'10ms' is no budget"),
+        (["--methods", "aim", "--budget", "10ms@a1000000"], "hardware"),
+        (["--methods", "aim", "--budget", "10ms@a100", "--convention", "fastv"], "defines no time"),
         (["--methods", "aim", "--retention", "120%"], "at most 100%"),
         (["--methods", "aim", "--out", "/dev/null/here"], "Cannot write into '/dev/null/here'"),
         (["--methods", "aim", "--store", "/dev/null/here.sqlite"], "Cannot use the result store"),
@@ -200,8 +290,8 @@ MOVING = {"video": "clip", "question": "which digit appears first?", "answer": "
 def test_counts_are_means_over_all_questions_of_a_mixed_task(tmp_path):
     """One batch's questions may need several runs: each run's tokens count."""
     mixed = write_task(tmp_path / "mixed", CHOSEN, CHOSEN, FREE, {**FREE, "image": ["a.png", "a.png"]})
-    settings = Settings(methods="fastv:K=3", model="embedded:llava", tasks=[mixed], timing=False)
-    none, _, fastv = compare(settings).sections[0].rows
+    settings = Settings(methods="fastv:K=3", model="embedded:llava", tasks=[mixed], timing=False, as_published=True)
+    none, _, _, fastv = compare(settings).sections[0].rows
     assert none.overall.questions == 4 and none.visual_tokens == (3 * 144 + 288) / 4
     assert fastv.tokens_per_layer == [180.0] * 3 + [90.0] * 9
 
@@ -211,6 +301,20 @@ def test_a_video_that_a_model_does_not_take_is_no_question_for_it(tmp_path, caps
     folder = write_task(tmp_path / "both", CHOSEN, MOVING)
     assert cli.run(["compare", "--methods", "fastv", "--model", "embedded:llava", "--tasks", folder]) == 2
     assert "is about a video, which 'embedded:llava' does not take" in capsys.readouterr().err
+
+
+def test_chance_and_the_way_of_scoring_are_said(tmp_path):
+    """Free form where choices share a first token; the model knows nothing of grey pictures."""
+    shared = {**CHOSEN, "answer": "red car", "choices": ["red car", "red bus"]}
+    own = write_task(tmp_path / "own", CHOSEN, shared, FREE, {**CHOSEN, "answer": "blue"})
+    notes = compare(Settings(methods="fastv:K=3", model="embedded:llava", tasks=[own], timing=False)).notes
+    assert any("'none' answers 'own' no better than chance" in note for note in notes)
+    assert any("2 of 4 questions answered in free form" in note for note in notes)
+    assert any("knows only drawn scenes" in note for note in notes)
+
+
+def test_a_built_in_task_needs_no_warning(comparison):
+    assert comparison[0].sections[0].warnings == [] or "chance" in comparison[0].sections[0].warnings[0]
 
 
 def test_tasks_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
@@ -225,41 +329,6 @@ def test_tasks_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
 def test_tasks_that_a_model_cannot_be_asked_are_named(comparison):
     settings = Settings(methods="fastv:K=3", **{**SMALL, "tasks": "attribute,order"})
     assert compare(settings, comparison[2]).notes == ["embedded:llava takes no videos: order left out."]
-
-
-def test_a_budget_that_a_price_cannot_say_is_refused_before_anything_runs(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
-    monkeypatch.setattr(cells, "accuracy_cell", lambda *_: pytest.fail("something was measured"))
-    options = ["--methods", "fastv", "--price", "llava-1.5-7b@a100", "--match-flops", "25%"]
-    assert cli.run(["compare", *options]) == 2
-    assert "has no default for videos to match on" in capsys.readouterr().err
-    options = ["--methods", "fastv", "--price", "llava-1.5-7b@a100", "--match-prefill-ms", "20", "--convention", "fastv"]
-    assert cli.run(["compare", *options, "--tasks", "image"]) == 2
-    assert "defines no time" in capsys.readouterr().err
-
-
-def test_a_method_that_cannot_be_set_on_this_model_is_a_refused_row(comparison):
-    settings = Settings(methods="fastv:K=20,uniform", match_tokens="50%", **{**SMALL, "tasks": "attribute"})
-    rows = {row.label: row for row in compare(settings, comparison[2]).sections[0].rows}
-    assert rows["fastv:K=20"].status == "refused" and "exceeds the 12 layers" in rows["fastv:K=20"].note
-    assert rows["uniform"].status == "ok"
-
-
-def test_a_cell_depends_on_processor_template_and_inherited_code():
-    from tokenzoo.comparison import identity
-    from tokenzoo.models.checkpoint import load
-    from tokenzoo.zoo.plugins import load_zoo
-
-    checkpoint, questions = load("embedded:llava"), identity.Questions()
-    first = identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)
-    assert first == identity.accuracy_identity(load("embedded:llava"), load_zoo().build("none"), "t", questions, 0, 1)
-    checkpoint.tokenizer.chat_template += " "
-    assert (
-        first["processing"]
-        != identity.accuracy_identity(checkpoint, load_zoo().build("none"), "t", questions, 0, 1)["processing"]
-    )
-    plain, plus = (type(load_zoo().build(name).reducers[0]) for name in ("prumerge", "prumerge_plus"))
-    assert issubclass(plus, plain) and identity._source_digest(plus) != identity._source_digest(plain)
 
 
 def test_errors_of_the_store_are_no_methods_fault(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tokenzoo import UserError
-from tokenzoo.comparison.settings import Settings, absolute, from_options, read_config, write_config
+from tokenzoo.comparison.amounts import Amount
+from tokenzoo.comparison.settings import Settings, from_options, read_config, write_config
 
 
 def config(tmp_path, text):
@@ -36,7 +37,7 @@ def test_options_override_the_file(tmp_path):
         ("- aim\n", ":1: a config is a mapping"),
         ("model: embedded\n", ":1: methods: field required"),
         ("methods: aim\n\nlimit: none\n", ":3: limit: "),
-        ("methods: aim\nmatch_flops: lots\n", ":2: match_flops: 'lots' is no amount"),
+        ("methods: aim\nbudget: lots\n", ":2: budget.0: 'lots' is no budget"),
         ("methods: []\n", ":1: methods: "),
         ("methods: aim\nlimit: 3\n\nlimit: 4\n", ":4: 'limit' stands here a second time (first in line 2)"),
     ],
@@ -48,6 +49,32 @@ def test_mistakes_name_file_and_line(tmp_path, text, says):
     assert f"{path}{says}" in str(error.value)
 
 
-def test_amounts():
-    assert absolute("2.5T") == 2.5e12 and absolute("300") == 300 and absolute("1e3") == 1000
-    assert Settings(methods="aim", match_tokens=36).match_tokens == "36"
+@pytest.mark.parametrize(
+    ("text", "quantity", "value", "share", "hardware"),
+    [
+        ("33%", "flops", 0.33, True, ""),
+        ("2.5T", "flops", 2.5e12, False, ""),
+        ("36 tokens", "tokens", 36, False, ""),
+        ("25%tokens", "tokens", 0.25, True, ""),
+        ("20ms@a100", "ms", 20, False, "a100"),
+    ],
+)
+def test_budgets(text, quantity, value, share, hardware):
+    found = Amount.parse(text)
+    assert (found.quantity, found.value, found.share, found.hardware) == (quantity, value, share, hardware)
+    assert Settings(methods="aim", budget=text).amounts == [found]
+
+
+WRONG = ["nan", "inf", "1e999", "-1", "0", "0%", "101%", "1e9 tokens", "1e30", "", "20ms", "20%ms@a100", "9" * 5000, "T", "1e5e5"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_budgets_that_cannot_be(text):
+    with pytest.raises(UserError, match="--budget"):
+        from_options({"methods": "aim", "budget": text})
+
+
+@pytest.mark.parametrize("text", ["", "nan", "0", "1e999", "-25%", "lots", ",", "25%,,nan"])
+def test_retentions_that_cannot_be(text):
+    with pytest.raises(UserError, match="--retention"):
+        from_options({"methods": "aim", "retention": text})

@@ -142,7 +142,7 @@ def test_wrong_use_is_one_line(arguments: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("value", [-1, 0, "many", math.nan, math.inf, True])
 def test_impossible_hardware_is_refused(value: object) -> None:
-    with pytest.raises(UserError, match="bandwidth: .*, not"):
+    with pytest.raises(UserError, match=r"bandwidth: .*, not"):
         hardware_module.from_entry("mine", {"flops": {"float16": 1e12}, "bandwidth": value})
 
 

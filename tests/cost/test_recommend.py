@@ -28,7 +28,7 @@ def test_solved_settings_use_the_budget_up():
 
 def test_nothing_fits_an_impossible_budget():
     found = recommend("llava-1.5-7b", "a100", 0.001)
-    assert found.fitting == [] and "does not fit" in found.refused["fastv"]
+    assert found.fitting == [] and "the budget is 0.001" in found.refused["fastv"]
 
 
 def test_wrong_names_and_conventions_without_time():

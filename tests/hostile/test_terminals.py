@@ -48,7 +48,8 @@ def test_what_ascii_lacks_is_written_as_what_comes_nearest() -> None:
     "name", ["a\x1b[31mred", "\x1b]0;title\x07", "bell\x07", "back\x08space", "line\nbreak", "re\rturn", "‮rtl"]
 )
 @pytest.mark.parametrize(
-    "arguments", [["show"], ["cost", "--methods"], ["cost", "--config"], ["cost", "--arch"], ["--registry"], ["--plugin"], ["new"]],
+    "arguments",
+    [["show"], ["cost", "--methods"], ["cost", "--config"], ["cost", "--arch"], ["--registry"], ["--plugin"], ["new"]],
     ids=" ".join,
 )  # fmt: skip
 def test_no_control_character_of_a_name_reaches_the_terminal(refused, arguments: list[str], name: str) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tokenzoo import UserError, cli
+from tokenzoo.comparison.statistics import paired_difference
 from tokenzoo.comparison.store import Store
-from tokenzoo.studies import STUDIES, common, layers, overhead, text_tokens, tradeoff
+from tokenzoo.studies import STUDIES, agreement, common, layers, overhead, text_tokens, tradeoff
 from tokenzoo.testing import tiny_inputs, tiny_model
 
 
@@ -24,8 +25,24 @@ def test_a_study_has_table_plot_and_verdict(lab, module, rows, monkeypatch):
     monkeypatch.setattr(overhead, "ROUNDS", 2)
     study = module.run(lab)
     assert len(study.rows) == rows and all(len(row) == len(study.header) for row in study.rows)
-    assert study.verdict in ("agrees", "partly agrees", "differs") and study.here and study.paper
+    assert study.verdict in ("agrees", "partly agrees", "differs", "cannot tell") and study.here and study.paper
     assert study.plot().axes and json.dumps(study.data)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "same", "paper", "held"),
+    [(420, 0, 580, 0, False), (5, 5, 990, 0, True), (73, 0, 927, -7.3, True), (2, 1, 7, 0, None), (0, 0, 2, 0, None)],
+)
+def test_a_claim_is_held_against_an_interval(lost, won, same, paper, held):
+    """-42 points where the paper has 0 is no agreement, and two questions prove nothing."""
+    reference = [True] * (lost + same) + [False] * won
+    difference = paired_difference([False] * lost + [True] * (same + won), reference)
+    assert common.held_against(difference, paper, slack=5) is held
+
+
+def test_no_claim_holds_by_construction():
+    assert common.verdict([False, False]) == "differs" and common.verdict([True, False]) == "partly agrees"
+    assert common.verdict([True, True]) == "agrees" and common.verdict([None, None]) == "cannot tell"
 
 
 def test_every_study_is_a_command():
@@ -38,6 +55,35 @@ def test_the_window_grid_scales_to_the_depth():
     assert [layers._scaled(window, 28) for window in layers.PAPER] == list(layers.PAPER)
     assert layers._scaled((28, 29), 12) == (12, 13) and layers._scaled((7, 8), 12) == (3, 4)
     assert layers._scaled((14, 22), 12) == (6, 9) and layers._scaled((21, 29), 12) == (9, 13)
+
+
+def test_published_settings_scale_to_depth_and_prompt():
+    from tokenzoo.zoo.plugins import load_zoo
+
+    (table,) = agreement.tables(load_zoo((), ()), "image", layers=12, tokens=144)
+    assert table.methods["VTW (high)"] == "vtw:K=3" and table.methods["LLaVA-PruMerge+"] == "prumerge_plus:tokens=36"
+    assert table.methods["AIM (low)"] == "aim:retention=0.125,l1=5,l2=8,prune_before=true"
+    assert table.relative["VTW (low)"] < table.relative["FastV (low)"] < table.relative["AIM (high)"] < 1
+    (videos,) = agreement.tables(load_zoo((), ()), "video", layers=28, tokens=6272)
+    assert videos.methods["AIM"] == str(load_zoo((), ()).build("aim@video")), "at the table's own size nothing changes"
+
+
+def test_tau_is_of_the_order_and_its_interval_of_the_questions():
+    printed = {"a": 1.0, "b": 0.9, "c": 0.8}
+    many = {name: [True] * right + [False] * (200 - right) for name, right in (("a", 180), ("b", 120), ("c", 60))}
+    same = agreement.Tau.of(many, printed, seed=0)
+    assert (same.value, same.low, same.high, same.pairs) == (1, 1, 1, 3)
+    reverse = agreement.Tau.of(many, {"a": 0.8, "b": 0.9, "c": 1.0}, seed=0)
+    assert reverse.value == -1 and agreement.Tau.together([same, reverse]).value == 0
+    few = agreement.Tau.of({name: answers[::40] for name, answers in many.items()}, printed, seed=0)
+    assert few.low < few.value
+    assert agreement.Tau.of({name: [True] for name in "abc"}, printed, seed=0).value == 0
+
+
+def test_agreement_prints_each_tables_tau(lab):
+    study = agreement.run([lab])
+    assert len(study.rows) == 10 and study.rows[-1][0].endswith("tau-b") and "[" in study.rows[-1][2]
+    assert study.plot().axes and json.dumps(study.data)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -15,7 +15,9 @@ MAX_NEW_TOKENS = 16
 
 
 @torch.inference_mode()
-def predict(checkpoint: Checkpoint, questions: Sequence[Question], batch_size: int = 16) -> list[Prediction]:
+def predict(
+    checkpoint: Checkpoint, questions: Sequence[Question], batch_size: int = 16, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Prediction]:
     """Answer every question, in order; works inside `tokenzoo.apply` as it calls the model in the stock way.
 
     A choice is scored by the logit of its first token after the prompt. Choices whose first tokens coincide are answered in
@@ -23,10 +25,11 @@ def predict(checkpoint: Checkpoint, questions: Sequence[Question], batch_size: i
     """
     predictions = []
     for batch in batches(checkpoint, questions, batch_size):
-        answers = _choose(checkpoint, batch) if _choice_tokens(checkpoint, batch[0]) else _generate(checkpoint, batch)
+        chosen = bool(_choice_tokens(checkpoint, batch[0]))
+        answers = _choose(checkpoint, batch) if chosen else _generate(checkpoint, batch, max_new_tokens)
         for question, answer in zip(batch, answers, strict=True):
             correct = normalise(answer) == normalise(question.answer)
-            predictions.append(Prediction(question.id, answer, correct, question.answer))
+            predictions.append(Prediction(question.id, answer, correct, question.answer, chosen))
     return predictions
 
 
@@ -79,7 +82,7 @@ def _choose(checkpoint: Checkpoint, batch: Sequence[Question]) -> list[str]:
     return answers
 
 
-def _generate(checkpoint: Checkpoint, batch: Sequence[Question]) -> list[str]:
+def _generate(checkpoint: Checkpoint, batch: Sequence[Question], max_new_tokens: int) -> list[str]:
     inputs = checkpoint.inputs(batch)
-    made = checkpoint.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+    made = checkpoint.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return checkpoint.decode(made[:, inputs["input_ids"].shape[1] :])

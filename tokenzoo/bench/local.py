@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenzoo.bench.task import Task
+from tokenzoo.bench.task import Task, normalise
 from tokenzoo.errors import UserError
 from tokenzoo.models.media import Frames, Pictures
 from tokenzoo.models.question import Question
@@ -65,7 +65,7 @@ class LocalTask(Task):
         if not path.is_file():
             raise UserError(f"No {QUESTIONS_FILE} in '{self.folder}': {WANTED}")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text: {error}") from error
         rows = [(number, self._parse(number, line)) for number, line in enumerate(lines, 1) if line.strip()]
@@ -78,18 +78,46 @@ class LocalTask(Task):
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{self._at(number)}: not JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self._at(number)}: too large or too deep to read") from error
         if not isinstance(row, dict):
             raise UserError(f"{self._at(number)}: expected a JSON object, got {type(row).__name__}")
         missing = [key for key in ("question", "answer") if key not in row]
         if missing or ("image" in row) == ("video" in row):
             wanted = f"'{missing[0]}'" if missing else "exactly one of 'image' and 'video'"
             raise UserError(f"{self._at(number)}: needs {wanted}, has {', '.join(map(repr, row)) or 'nothing'}")
-        choices = row.get("choices", [])
-        if not isinstance(choices, list) or (choices and str(row["answer"]) not in map(str, choices)):
-            raise UserError(f"{self._at(number)}: 'choices' must be a list that contains the answer '{row['answer']}'")
-        if not isinstance(row["question"], str):
-            raise UserError(f"{self._at(number)}: 'question' must be text")
+        wrong = _wrong(row)
+        if wrong:
+            raise UserError(f"{self._at(number)}: {wrong}")
         return row
 
     def _at(self, line: int) -> str:
         return f"{self.folder / QUESTIONS_FILE} line {line}"
+
+
+def _wrong(row: dict[str, Any]) -> str:
+    """What is wrong with the values of a question's line, "" where nothing is."""
+    images = row.get("image", "")
+    images = images if isinstance(images, list) else [images]
+    if not images or not all(isinstance(image, str) for image in images) or ("image" in row and not all(images)):
+        return "'image' must be a file's name, or a list of them"
+    if "video" in row and not (isinstance(row["video"], str) and row["video"]):
+        return "'video' must be the name of a file or of a folder of frames"
+    if "\0" in "".join([*images, row.get("video", "")]):
+        return "a file's name holds a null character"
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        return "'question' must be text"
+    if not _is_answer(row["answer"]):
+        return "'answer' must be text or a number, and not empty"
+    choices = row.get("choices", [])
+    if not isinstance(choices, list) or not all(map(_is_answer, choices)):
+        return "'choices' must be a list of text or numbers"
+    if choices and str(row["answer"]) not in map(str, choices):
+        return f"'choices' must be a list that contains the answer '{row['answer']}'"
+    if len(set(map(normalise, map(str, choices)))) < len(choices):
+        return "two of the 'choices' are the same answer"
+    return ""
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool) and bool(normalise(str(value)))

@@ -13,12 +13,13 @@ from tokenzoo.models.question import Question
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer to one question."""
+    """A model's answer to one question; `chosen`: by the logits of the choices' first tokens, not generated in free form."""
 
     question_id: str
     answer: str
     correct: bool
     expected: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, as in the VQA evaluation (Antol et al. 2015)."""
+    """Lower case, without punctuation, articles and surplus blanks, as in the VQA evaluation (Antol et al. 2015).
+
+    An answer that is an article alone, such as the letter of choice A, stays.
+    """
     words = re.sub(r"[^\w\s-]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def is_yes_no(predictions: Sequence[Prediction]) -> bool:

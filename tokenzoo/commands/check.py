@@ -56,10 +56,14 @@ def _methods(target: str) -> tuple[list[Any], Any]:
     """The methods to check, or the finding that says why there are none."""
     import warnings
 
+    from tokenzoo.errors import UserError
+    from tokenzoo.paths import is_file
     from tokenzoo.testing.findings import Finding
     from tokenzoo.zoo.plugins import PluginWarning, configured, load_zoo
 
-    if not target.endswith(".py") and not Path(target).is_file():
+    if target.endswith(".py") and not is_file(target):
+        raise UserError(f"'{target}': there is no file of that name. Give a plugin's file, or a method as in 'tokenzoo list'.")
+    if not is_file(target):
         return list(load_zoo().build(target).reducers), None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)

@@ -19,14 +19,22 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--retention", metavar="LIST", help="Run each method at these shares of the visual tokens: 25%,50%.")
 @click.option("--price", metavar="ARCH@GPU", multiple=True, help="Also price each row there: llava-1.5-7b@a100.")
 @click.option("--convention", metavar="NAME", help="How prices are counted: llm-viewer (default), exact, fastv, pdrop.")
-@click.option("--match-flops", metavar="AMOUNT", help="Set every method to cost this: 25% of the LLM's FLOPs, or 2.5T.")
-@click.option("--match-tokens", metavar="AMOUNT", help="Set every method to this mean of visual tokens: 25% or 36.")
-@click.option("--match-prefill-ms", metavar="AMOUNT", help="Set every method to this prefill time on the first --price.")
+@click.option(
+    "--budget", metavar="LIST", help="What methods may cost: 33% of the LLM's FLOPs (default), 2.5T, 25% tokens, 20ms@a100."
+)
+@click.option("--as-published", is_flag=True, default=None, help="Run each method at its own defaults: costs differ then.")
 @click.option("--with-published", is_flag=True, default=None, help="Show accuracies that papers printed beside ours.")
 @click.option("--batch-size", metavar="N", help="Questions answered at a time (default 20).")
 @click.option("--timing/--no-timing", default=None, help="Measure time and memory (default), or only accuracy and cost.")
 @click.option("--rounds", metavar="N", help="Interleaved rounds of timing (default 5).")
 @click.option("--new-tokens", metavar="N", help="Tokens decoded in each round of timing (default 8).")
+@click.option("--max-new-tokens", metavar="N", help="Longest answer in free form (default 16).")
+@click.option("--frames", metavar="N", help="Frames taken from each of your own videos (default 8).")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one).")
+@click.option("--dtype", metavar="NAME", help="Weights' type: float32 (default on the CPU), float16, bfloat16, auto.")
+@click.option("--attention", metavar="NAME", help="Attention backend: sdpa (default) or eager.")
+@click.option("--allow-missing", is_flag=True, default=None, help="Load a checkpoint that lacks weights: random then.")
+@click.option("--log-samples", metavar="DIR", type=click.Path(path_type=Path), help="Write every answer there, as JSONL.")
 @click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Read these settings from YAML.")
 @click.option("--save-config", metavar="FILE", type=click.Path(path_type=Path), help="Write these settings as YAML.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What to print.")
@@ -35,6 +43,7 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
 @click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
 def command(
+    log_samples: Path | None,
     config: Path | None,
     save_config: Path | None,
     form: str,
@@ -44,9 +53,9 @@ def command(
     tracebacks: bool,
     **options: Any,
 ) -> int:
-    """Compare methods in one table: tokens, accuracy, FLOPs, time and memory.
+    """Compare methods in one table, at one cost: tokens, accuracy, FLOPs, time and memory.
 
-    `none` (the unreduced model) and `random` are always among the rows. Each finished cell is kept: an interrupted
+    `none` (the unreduced model), `random` and `pool` are always among the rows. Each finished cell is kept: an interrupted
     comparison goes on where it stopped. Exits with 1 if a method failed.
     """
     from tokenzoo.comparison.settings import from_options, read_config, write_config
@@ -55,11 +64,12 @@ def command(
     settings = read_config(config, given) if config else from_options(given)
     if save_config:
         write_config(settings, save_config)
-    if out:
-        from tokenzoo.report.files import prepare_directory
+    from tokenzoo.report.files import prepare_directory
 
-        prepare_directory(out)
-    comparison = _run(settings, store_path, fresh, tracebacks)
+    for folder in (out, log_samples):
+        if folder:
+            prepare_directory(folder)
+    comparison = _run(settings, store_path, fresh, tracebacks, log_samples)
     _print(comparison, form)
     if out:
         from tokenzoo.report.files import write_all
@@ -69,14 +79,15 @@ def command(
     return 1 if comparison.failed else 0
 
 
-def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool) -> Any:
+def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool, log_samples: Path | None) -> Any:
     from tokenzoo.commands.progress import progress_bar
     from tokenzoo.comparison.store import Store
 
     with Store(store_path) as store, progress_bar(store) as progress:
         from tokenzoo.comparison.compare import compare
 
-        return compare(settings, store, progress, fresh, _print_traceback if tracebacks else lambda text: None)
+        on_failure = _print_traceback if tracebacks else lambda text: None
+        return compare(settings, store, progress, fresh, on_failure, log_samples)
 
 
 def _print_traceback(text: str) -> None:

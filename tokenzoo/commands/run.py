@@ -22,14 +22,16 @@ MAX_NEW_TOKENS = 32
 @click.option("--method", default="none", show_default=True, help="A method as in 'tokenzoo list': aim, fastv:K=3, a+b.")
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; may be repeated.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
-@click.option("--frames", default=8, show_default=True, type=click.IntRange(min=1), help="Frames taken from the video.")
+@click.option("--frames", default=8, show_default=True, type=click.IntRange(1, 1024), help="Frames taken from the video.")
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 32768),
     help=f"Longest answer [default: what the model's generation config says, else {MAX_NEW_TOKENS}].",
 )
 @click.option("--dtype", default=None, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), help="Also write the trace (JSON) here.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")
+@click.option("--allow-missing", is_flag=True, help="Load a checkpoint that lacks weights: those are random then.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint.")
 def command(
     question: str,
@@ -40,6 +42,8 @@ def command(
     frames: int,
     max_new_tokens: int | None,
     dtype: str | None,
+    device: str | None,
+    allow_missing: bool,
     trace_file: Path | None,
     trust_remote_code: bool,
 ) -> None:
@@ -53,7 +57,7 @@ def command(
     import torch
 
     from tokenzoo.application import apply
-    from tokenzoo.models.checkpoint import load
+    from tokenzoo.models.checkpoint import knows, load
     from tokenzoo.models.media import read_image, read_video
     from tokenzoo.models.question import Question
 
@@ -63,7 +67,9 @@ def command(
         images=tuple(read_image(path) for path in images),
         video=read_video(video, frames) if video is not None else (),
     )
-    checkpoint = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
+    checkpoint = load(model, dtype, device=device, trust_remote_code=trust_remote_code, allow_missing=allow_missing)
+    if knows(model):
+        click.echo(f"Note: {knows(model)}", err=True)
     inputs = checkpoint.inputs([asked])
     longest = max_new_tokens or checkpoint.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
     with apply(checkpoint.model, pipeline) as run, torch.inference_mode():

@@ -14,7 +14,7 @@ from tokenzoo.errors import UserError
 @click.option("--method", required=True, metavar="METHOD", help="A method as in 'tokenzoo list': aim, fastv:K=3, a+b.")
 @click.option("--image", type=click.Path(path_type=Path), help="A picture.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
-@click.option("--frames", default=8, show_default=True, type=click.IntRange(min=1), help="Frames taken from the video.")
+@click.option("--frames", default=8, show_default=True, type=click.IntRange(1, 1024), help="Frames taken from the video.")
 @click.option("--question", default="what color is the circle?", show_default=True, help="Asked about it: scores depend on it.")
 @click.option("--model", metavar="MODEL", help="embedded:llava (images), embedded:onevision (videos), a directory, a Hub id.")
 @click.option("--out", default="kept.png", show_default=True, type=click.Path(path_type=Path), help="A .png, .pdf or .svg.")
@@ -36,12 +36,14 @@ def command(
     import torch
 
     from tokenzoo.application import apply
-    from tokenzoo.models.checkpoint import load
+    from tokenzoo.models.checkpoint import knows, load
     from tokenzoo.models.question import Question
     from tokenzoo.report.kept import kept_figure, stage_pictures
     from tokenzoo.report.plots import save
 
     checkpoint = load(model or ("embedded:llava" if video is None else "embedded:onevision"))
+    if knows(checkpoint.name):
+        click.echo(f"Note: {knows(checkpoint.name)}", err=True)
     inputs = checkpoint.inputs([Question("command line", question, pictures, shown)])
     with apply(checkpoint.model, pipeline) as run, torch.inference_mode():
         checkpoint.model(**inputs, logits_to_keep=1)

@@ -8,30 +8,41 @@ from typing import Any
 
 import click
 
-NAMES = ("tradeoff", "overhead", "layers", "text-tokens")
+NAMES = ("tradeoff", "overhead", "layers", "text-tokens", "agreement")
+
+
+#: What `agreement` runs on where nothing else was asked for: each kind of input on the embedded model that is best at it.
+EVERY_KIND = [("embedded:llava", "image"), ("embedded:onevision", "video")]
+SAID = {
+    "agrees": "This agrees with the paper.",
+    "partly agrees": "This partly agrees with the paper.",
+    "differs": "This differs from the paper.",
+    "cannot tell": "The questions are too few to tell whether this agrees with the paper.",
+}
 
 
 @click.command("study")
 @click.argument("name", type=click.Choice(NAMES))
 @click.option(
-    "--model", default="embedded:llava", show_default=True, help="embedded:llava, embedded:onevision, a directory, a Hub id."
+    "--model", help="embedded:llava (default), embedded:onevision, a directory, a Hub id; agreement: each kind on its own."
 )
-@click.option("--tasks", default="image", show_default=True, help="Tasks of one kind: image, video, or names.")
+@click.option("--tasks", help="Tasks of one kind: image (default), video, or names.")
 @click.option("--limit", default=60, show_default=True, type=click.IntRange(min=1), help="Questions per task.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the questions.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write plot (PNG, PDF) and data (JSON) there.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
 def command(
-    name: str, model: str, tasks: str, limit: int, seed: int, out: Path | None, store_path: Path | None, fresh: bool
+    name: str, model: str | None, tasks: str | None, limit: int, seed: int, out: Path | None, store_path: Path | None, fresh: bool
 ) -> None:
-    """Measure one of the paper's four findings, and say whether it holds here.
+    """Measure one of the paper's findings, and say whether it holds here.
 
     \b
     tradeoff     retention against accuracy and FLOPs
     overhead     what the methods themselves cost
     layers       pruning early or late
     text-tokens  hiding text tokens from layer k on
+    agreement    the order of methods, against published tables (images and videos)
     """
     if out:
         from tokenzoo.report.files import prepare_directory
@@ -44,7 +55,7 @@ def command(
         click.echo(f"Written to {out}/", err=True)
 
 
-def _run(name: str, model: str, tasks: str, limit: int, seed: int, store_path: Path | None, fresh: bool) -> Any:
+def _run(name: str, model: str | None, tasks: str | None, limit: int, seed: int, store_path: Path | None, fresh: bool) -> Any:
     import importlib
 
     from tokenzoo.commands.progress import progress_bar
@@ -54,7 +65,11 @@ def _run(name: str, model: str, tasks: str, limit: int, seed: int, store_path: P
         from tokenzoo.studies.common import open_lab
 
         module = importlib.import_module(f"tokenzoo.studies.{name.replace('-', '_')}")
-        return module.run(open_lab(model, tasks, limit, seed, store, progress, fresh))
+        if name != "agreement":
+            return module.run(open_lab(model or "embedded:llava", tasks or "image", limit, seed, store, progress, fresh))
+        kinds = [(model, tasks)] if model or tasks else EVERY_KIND
+        labs = [open_lab(one or "embedded:llava", of or "image", limit, seed, store, progress, fresh) for one, of in kinds]
+        return module.run(labs)
 
 
 def _print(study: Any) -> None:
@@ -72,9 +87,7 @@ def _print(study: Any) -> None:
     out.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
     out.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
     out.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
-    out.print(
-        Text(f"This {study.verdict}{' with the paper' if study.verdict != 'differs' else ' from the paper'}.", style="bold")
-    )
+    out.print(Text(SAID[study.verdict], style="bold"))
     for note in study.notes:
         out.print(Text(note, style="dim"))
 

@@ -1,94 +1,77 @@
-"""The cost that `--match-…` equalises, as a function of a method's settings."""
+"""A budget on one model: what a method costs there, and what the unreduced model does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from tokenzoo.comparison import cells
-from tokenzoo.comparison.candidates import Budget
+from tokenzoo.comparison.amounts import Amount
 from tokenzoo.comparison.plan import SectionPlan
-from tokenzoo.comparison.pricing import Target
-from tokenzoo.comparison.settings import Settings
-from tokenzoo.cost import Cost, architecture_of, price, workload_of
+from tokenzoo.cost import Cost, architecture_of, load_hardware, price, price_trace, workload_of
+from tokenzoo.cost.conventions import load_convention
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.models.question import Question
+from tokenzoo.numbers import percent, si
 
-#: Questions that a data-dependent method is set by, and how often.
+#: Questions that a data-dependent method is set by, and how many settings are tried on them.
 CALIBRATION, TRIALS = 24, 12
 
-
-def check_budget(settings: Settings, plans: Sequence[SectionPlan], targets: Sequence[Target]) -> None:
-    """Raise UserError, before anything is measured, where the first `--price` cannot say what `--match-…` equalises."""
-    if not targets or not (settings.match_flops or settings.match_prefill_ms):
-        return
-    target = targets[0]
-    for plan in plans:
-        if not target.takes(plan.kind):
-            raise UserError(f"'{target.text}' has no default for {plan.kind}s to match on. Choose --tasks or --price otherwise.")
-        if settings.match_prefill_ms:
-            _milliseconds(target.cost(plan.kind, None))
+Calibrate = Callable[[Pipeline], dict[str, Any]]
 
 
-def budget_of(
-    settings: Settings,
-    plan: SectionPlan,
-    targets: Sequence[Target],
-    unreduced: dict[str, Any],
-    questions: Sequence[Question],
-) -> Budget:
-    """The budget that the settings ask for on this section; `unreduced` is the accuracy cell of `none`.
+@dataclass(frozen=True)
+class Budget:
+    """What all rows may cost on the model that is measured: at most `limit`, the unreduced model costing `unreduced`."""
 
-    FLOPs are matched on the first architecture of `--price` under its convention, else on the model itself (LLM FLOPs,
-    the method's own included); tokens always on the model itself; prefill milliseconds on the first ARCH@GPU.
+    amount: Amount
+    cost: Callable[[Pipeline], float]
+    unreduced: float
+    layers: int
+
+    @property
+    def limit(self) -> float:
+        return self.amount.of(self.unreduced)
+
+    def describe(self, cost: float) -> str:
+        """A cost as a share of the unreduced model's, or as a number where the budget is one."""
+        share = percent(cost / self.unreduced)
+        return share if self.amount.share else f"{si(cost)} {self.amount.unit} ({share})"
+
+
+def check_budgets(amounts: list[Amount], convention: str) -> None:
+    """Raise UserError, before anything is measured, where a GPU is unknown or the convention defines no times."""
+    rules = load_convention(convention)
+    for amount in amounts:
+        if amount.quantity == "ms":
+            load_hardware(amount.hardware)
+            if not rules.has_bytes:
+                raise UserError(f"Convention '{convention}' defines no time. Use --convention llm-viewer or exact.")
+
+
+def budget_of(amount: Amount, plan: SectionPlan, unreduced: dict[str, Any], calibrate: Calibrate, convention: str) -> Budget:
+    """The budget on this section's model; `unreduced` is the accuracy cell of `none`, whose prompt is priced.
+
+    FLOPs and tokens are counted as rows show them. `calibrate` gives the cell of a data-dependent method on a few questions.
     """
-    if settings.match_tokens:
-        name, amount, unit, pick = "tokens", settings.match_tokens, "visual tokens per layer", _mean_tokens
-    elif settings.match_flops:
-        name, amount, unit, pick = "flops", settings.match_flops, "FLOPs", _llm_flops
-    else:
-        name, amount, unit, pick = "prefill", str(settings.match_prefill_ms), "ms", _milliseconds
-    if name == "tokens" or (name == "flops" and not targets):
-        return _own_budget(name, amount, unit, pick, plan, unreduced, questions, settings)
-    target = targets[0]
-
-    def carried(method: Pipeline) -> float:
-        trace = None
-        if not method.fixed_schedule:
-            trace = cells.read_trace(_calibrate(method, plan, questions, settings))
-        return pick(target.cost(plan.kind, method, trace))
-
-    layers = target.model.decoder.layers
-    return Budget(name, amount, f"{unit} on {target.text}", carried, pick(target.cost(plan.kind, None)), layers)
-
-
-def _own_budget(
-    name: str,
-    amount: str,
-    unit: str,
-    pick: Callable[[Cost], float],
-    plan: SectionPlan,
-    unreduced: dict[str, Any],
-    questions: Sequence[Question],
-    settings: Settings,
-) -> Budget:
     architecture = architecture_of(plan.checkpoint.model)
     workload = workload_of(cells.read_trace(unreduced).samples[0], architecture.decoder, recorded=False)
+    options = {"convention": convention, "hardware": amount.hardware} if amount.quantity == "ms" else {}
+    pick = {"flops": _llm_flops, "tokens": _mean_tokens, "ms": _milliseconds}[amount.quantity]
 
-    def own(method: Pipeline) -> float:
+    def cost(method: Pipeline) -> float:
         if method.fixed_schedule:
-            return pick(price(architecture, workload, method))
-        found = _calibrate(method, plan, questions, settings)
+            with suppress(NotImplementedError):  # a method without a schedule is set by what it does
+                return pick(price(architecture, workload, method, **options))
+        found = calibrate(method)
+        if amount.quantity == "ms":
+            return pick(price_trace(cells.read_trace(found), architecture, method, sample=0, **options))
         counts = found["visual_per_layer"]
-        return sum(counts) / len(counts) if name == "tokens" else found["llm_flops"]
+        return sum(counts) / len(counts) if amount.quantity == "tokens" else found["llm_flops"]
 
-    return Budget(name, amount, unit, own, pick(price(architecture, workload)), architecture.decoder.layers)
-
-
-def _calibrate(method: Pipeline, plan: SectionPlan, questions: Sequence[Question], settings: Settings) -> dict[str, Any]:
-    """What a data-dependent method keeps on the first questions."""
-    return cells.accuracy_cell(plan.checkpoint, method, questions[:CALIBRATION], settings.batch_size)
+    return Budget(amount, cost, pick(price(architecture, workload, **options)), architecture.decoder.layers)
 
 
 def _mean_tokens(cost: Cost) -> float:
@@ -100,6 +83,5 @@ def _llm_flops(cost: Cost) -> float:
 
 
 def _milliseconds(cost: Cost) -> float:
-    if cost.seconds is None:
-        raise UserError(f"Convention '{cost.convention}' defines no time. Use --convention llm-viewer or exact.")
+    assert cost.seconds is not None
     return cost.seconds * 1000

@@ -1,32 +1,38 @@
-"""Which methods with which settings become rows: as asked for, at each retention, or matched to a budget."""
+"""Which methods with which settings become rows: set to a budget, at each retention, or as they were published."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from tokenzoo.comparison.budgets import TRIALS, Budget
+from tokenzoo.comparison.labels import label_of
 from tokenzoo.comparison.rows import Status
-from tokenzoo.comparison.settings import Settings, absolute, parse_share
-from tokenzoo.cost.matching import match
+from tokenzoo.comparison.settings import Settings
+from tokenzoo.cost.matching import most_within
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.numbers import percent, si
+from tokenzoo.zoo.errors import PluginError, kept_from_ending, reason
 from tokenzoo.zoo.plugins import Zoo
 
-#: Rows of every comparison: the model as it is, and the baseline that published methods often fail to beat.
-ALWAYS = ("none", "random")
+#: Rows of every comparison: the model as it is, and the baselines that published methods often fail to beat.
+ALWAYS = ("none", "random", "pool")
 
 
 @dataclass
 class Candidate:
-    """A row to be: its label, its method set as it will run (None where that was refused), and what went wrong."""
+    """A row to be: its label, its method set as it will run (None where that was refused), and what went wrong.
+
+    `budget` is what it was set to, as written; `at_budget` whether it uses it up but for the tolerance.
+    """
 
     label: str
     method: Pipeline | None
     status: Status = "ok"
     note: str = ""
+    budget: str = ""
+    at_budget: bool = False
 
     @property
     def name(self) -> str:
@@ -40,7 +46,7 @@ class Candidate:
 
 
 def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
-    """The methods asked for, as written and as built, with `none` and `random` first. Raises UserError for wrong ones."""
+    """The methods asked for, as written and as built, with the baselines first. Raises UserError for wrong ones."""
     wanted: list[str] = []
     for text in settings.methods:
         wanted += [name for name in zoo.names() if name not in ALWAYS] if text == "all" else [text]
@@ -50,64 +56,72 @@ def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
     return sorted(built, key=lambda item: item[1].name != "none")
 
 
-def at_retentions(
-    methods: Sequence[tuple[str, Pipeline]], retentions: Sequence[float], layers: int, on_failure: Callable[[str], None]
-) -> list[Candidate]:
+Methods = Sequence[tuple[str, Pipeline]]
+OnFailure = Callable[[str], None]
+
+
+def as_published(methods: Methods) -> list[Candidate]:
+    """Every method as it was written."""
+    return [Candidate(text, method) for text, method in methods]
+
+
+def at_retentions(methods: Methods, retentions: Sequence[float], layers: int, on_failure: OnFailure) -> list[Candidate]:
     """`none`, then every method at each retention; those without such a knob are refused."""
-
-    def at(method: Pipeline, retention: float) -> tuple[Pipeline, str]:
-        setting = method.at_retention(retention, layers)
-        return setting, f"set to {setting}"
-
     candidates = [Candidate(text, method) for text, method in methods if method.name == "none"]
     for retention in retentions:
         for text, method in methods:
             if method.name != "none":
-                candidates.append(_set(f"{text} {100 * retention:g}%", partial(at, method, retention), on_failure))
-    return candidates
+
+                def at(method: Pipeline = method, text: str = text, retention: float = retention) -> Candidate:
+                    setting = method.at_retention(retention, layers)
+                    return Candidate(label_of(text, method, setting), setting, budget=f"{100 * retention:g}% retention")
+
+                candidates.append(_set(f"{text} {100 * retention:g}%", at, on_failure))
+    return _distinct(candidates)
 
 
-def _set(label: str, make: Callable[[], tuple[Pipeline, str]], on_failure: Callable[[str], None]) -> Candidate:
+def within(methods: Methods, budget: Budget, on_failure: OnFailure) -> list[Candidate]:
+    """Every method but `none` set to the most that the budget allows; those with nothing below it are refused."""
+    candidates = []
+    for text, method in methods:
+        if method.name == "none":
+            continue
+
+        def to_budget(method: Pipeline = method, text: str = text) -> Candidate:
+            tries = 48 if method.fixed_schedule else TRIALS
+            found = most_within(method, budget.cost, budget.limit, budget.layers, tries, budget.describe)
+            label, close = label_of(text, method, found.method), found.close_to(budget.limit)
+            note = ""
+            if not close:
+                why = "the nearest setting below the budget" if found.turned else "no knob to set it by"
+                note = f"costs {budget.describe(found.cost)} of {budget.describe(budget.limit)}: {why}"
+            return Candidate(label, found.method, note=note, budget=budget.amount.text, at_budget=close)
+
+        candidates.append(_set(text, to_budget, on_failure, budget.amount.text))
+    return _distinct(candidates)
+
+
+def _set(label: str, make: Callable[[], Candidate], on_failure: OnFailure, budget: str = "") -> Candidate:
     """A candidate set by `make`: refused where the method says so, failed where it breaks (the traceback is handed on)."""
     try:
-        method, note = make()
+        with kept_from_ending():
+            return make()
     except UserError as error:
-        return Candidate(label, None, "refused", str(error))
+        return Candidate(label, None, "refused", str(error), budget)
+    except PluginError as error:
+        return Candidate(label, None, "failed", f"{error} (setting it)", budget)
     except Exception as error:
         on_failure(traceback.format_exc())
-        return Candidate(label, None, "failed", f"{type(error).__name__}: {error} (setting it)")
-    return Candidate(label, method, note=note)
+        return Candidate(label, None, "failed", f"{reason(error)} (setting it)", budget)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What all rows shall cost: `amount` of `quantity`, as a share of the unreduced cost or absolute."""
-
-    quantity: str
-    amount: str
-    unit: str
-    cost: Callable[[Pipeline], float]
-    unreduced: float
-    layers: int
-    evaluations: int = 48
-
-    @property
-    def target(self) -> float:
-        return parse_share(self.amount) * self.unreduced if self.amount.endswith("%") else absolute(self.amount)
-
-    def describe(self, cost: float) -> str:
-        return f"{si(cost)} {self.unit} ({percent(cost / self.unreduced)})"
-
-
-def matched(methods: Sequence[tuple[str, Pipeline]], budget: Budget, on_failure: Callable[[str], None]) -> list[Candidate]:
-    """`none`, then every method set to the budget; those that cannot reach it are refused with their nearest setting."""
-
-    def to_budget(method: Pipeline) -> tuple[Pipeline, str]:
-        found = match(method, budget.cost, budget.target, budget.layers, evaluations=budget.evaluations, describe=budget.describe)
-        note = f"matched to {budget.describe(budget.target)} by {found.method}: {budget.describe(found.cost)}"
-        return found.method, note
-
-    return [
-        Candidate(text, method) if method.name == "none" else _set(text, partial(to_budget, method), on_failure)
-        for text, method in methods
-    ]
+def _distinct(candidates: list[Candidate]) -> list[Candidate]:
+    """Without a method that was set to the same twice; labels that only rounding made equal are written in full."""
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(str(candidate.method or candidate.label), candidate)
+    labels = [candidate.label for candidate in found.values()]
+    for exact, candidate in found.items():
+        if labels.count(candidate.label) > 1:
+            candidate.label = exact
+    return list(found.values())

@@ -13,9 +13,10 @@ import torch
 from pydantic import TypeAdapter
 
 import tokenzoo
-from tokenzoo.bench.evaluate import batches, predict
+from tokenzoo.bench.evaluate import MAX_NEW_TOKENS, batches, predict
 from tokenzoo.bench.timing import Timed, time_methods
-from tokenzoo.cost import ModelArchitecture, architecture_of, price_trace
+from tokenzoo.cost import ModelArchitecture, architecture_of, price_trace, workload_of
+from tokenzoo.errors import FailedError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.trace import Trace
 from tokenzoo.models.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ def accuracy_cell(
     questions: Sequence[Question],
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, Any]:
     """Answer the questions with the method at work: answers, and what its traces say about tokens, FLOPs and KV bytes.
 
@@ -42,7 +44,7 @@ def accuracy_cell(
     known: dict[tuple, Record] = {}
     with tokenzoo.apply(checkpoint.model, method) as run:
         for batch in batches(checkpoint, questions, batch_size):
-            answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size)]
+            answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size, max_new_tokens)]
             records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), known)
             if on_batch is not None:
                 on_batch(len(batch))
@@ -77,6 +79,7 @@ def _records(
         sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in recorded.sources)
         counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), sources)
         if counts not in known:
+            _check_schedule(method, trace, sample, architecture)
             cost = price_trace(trace, architecture, method, sample=sample, convention="exact", dtype=width)
             seen = cost.part("vision").flops + cost.part("projector").flops
             known[counts] = Record(
@@ -86,6 +89,28 @@ def _records(
                 trace=Trace(trace.layers, [recorded]),
             )
         yield known[counts]
+
+
+def _check_schedule(method: Pipeline, trace: Trace, sample: int, architecture: ModelArchitecture) -> None:
+    """Raise ContradictionError where a method's schedule says other counts than it left: its prices would be untrue."""
+    if not method.fixed_schedule:
+        return
+    left = trace.visual_tokens(sample)
+    try:
+        promised = list(method.schedule(workload_of(trace.samples[sample], architecture.decoder, recorded=False)))
+    except NotImplementedError:
+        return  # no schedule, so no price: rows say that
+    if len(promised) != len(left):
+        raise ContradictionError(f"schedule() has {len(promised)} layers, the model {len(left)}")
+    wrong = next((layer for layer, counts in enumerate(zip(promised, left, strict=True)) if counts[0] != counts[1]), None)
+    if wrong is not None:
+        raise ContradictionError(
+            f"schedule() promises {promised[wrong]} tokens in layer {wrong}, {left[wrong]} were there: its prices are untrue"
+        )
+
+
+class ContradictionError(FailedError):
+    """A method's schedule and what it did do not agree."""
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:

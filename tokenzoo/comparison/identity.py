@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import weakref
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
+from importlib.metadata import packages_distributions, version
 from typing import Any
 
 import torch
 import transformers
 
 import tokenzoo
+from tokenzoo.bench.evaluate import MAX_NEW_TOKENS
+from tokenzoo.bench.task import Task
 from tokenzoo.bench.timing import environment
+from tokenzoo.comparison.code import code_of, running_code
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint
+from tokenzoo.models.files import folder_digest
 from tokenzoo.models.question import Question
-
-#: The modules of `bench` that a result depends on; tasks are in the questions' digest.
-_BENCH = ("evaluate", "timing", "memory", "task")
-_FINGERPRINTS: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 class Questions(list[Question]):
-    """Questions as they are asked, with a digest of them and of their pictures' pixels.
+    """Questions as they are asked, with a digest of them, of their pictures' pixels and of the task's code.
 
     Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured.
     """
 
-    def __init__(self, questions: Iterable[Question] = ()) -> None:
+    def __init__(self, questions: Iterable[Question] = (), task: Task | None = None) -> None:
         super().__init__(questions)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(code_of(type(task)).encode() if task is not None else b"")
         for question in self:
             digest.update(repr((question.id, question.prompt, question.choices, question.answer)).encode())
             for picture in (*question.images, *question.video):
@@ -43,7 +41,13 @@ class Questions(list[Question]):
 
 
 def accuracy_identity(
-    checkpoint: Checkpoint, method: Pipeline, task: str, questions: Questions, seed: int, batch_size: int
+    checkpoint: Checkpoint,
+    method: Pipeline,
+    task: str,
+    questions: Questions,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, Any]:
     """Everything an accuracy cell's result depends on."""
     return {
@@ -55,6 +59,7 @@ def accuracy_identity(
         "questions": len(questions),
         "questions_digest": questions.digest,
         "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
         **_common(checkpoint, [method]),
     }
 
@@ -69,7 +74,6 @@ def timing_identity(
         "method": ", ".join(str(method) for method in methods.values()),
         "task": task,
         "seed": 0,
-        "labels": list(methods),
         "questions_digest": Questions([question]).digest,
         "rounds": rounds,
         "new_tokens": new_tokens,
@@ -80,59 +84,49 @@ def timing_identity(
 
 def _common(checkpoint: Checkpoint, methods: Sequence[Pipeline]) -> dict[str, Any]:
     settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
+    classes = [type(reducer) for method in methods for reducer in method.reducers]
     return {
-        "weights": fingerprint(checkpoint.model),
+        "weights": _weights_digest(checkpoint),
         "processing": _processing_digest(checkpoint),
         "dtype": str(checkpoint.model.dtype),
         "device": checkpoint.model.device.type,
         "attention": str(getattr(checkpoint.model.config.get_text_config(), "_attn_implementation", "")),
         "settings": json.loads(json.dumps(settings, default=str)),
-        "method_code": [_source_digest(type(reducer)) for method in methods for reducer in method.reducers],
-        "host_code": _host_digest(),
-        "versions": {
-            "tokenzoo": tokenzoo.__version__, "torch": torch.__version__, "transformers": transformers.__version__
-        },
-    }  # fmt: skip
-
-
-def fingerprint(model: Any) -> str:
-    """A digest of a model: its config, and of every weight the name, the shape and 64 values spread over it."""
-    if model not in _FINGERPRINTS:
-        digest = hashlib.sha256(model.config.to_json_string().encode())
-        for name, weight in model.named_parameters():
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.tobytes())
-        _FINGERPRINTS[model] = digest.hexdigest()[:16]
-    return _FINGERPRINTS[model]
+        "method_code": [code_of(cls) for cls in classes],
+        "host_code": running_code(),
+        "versions": _versions(frozenset(cls.__module__ for cls in classes)),
+    }
 
 
 def _processing_digest(checkpoint: Checkpoint) -> str:
     """A digest of what makes a question into inputs, and logits into an answer, besides the weights."""
     parts = (checkpoint.processor, checkpoint.image_processor, checkpoint.model.generation_config)
     said = [part.to_json_string() for part in parts if part is not None]
-    return hashlib.sha256(repr((said, checkpoint.tokenizer.chat_template)).encode()).hexdigest()[:16]
+    tokenizer = checkpoint.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    said += [words, repr(tokenizer.special_tokens_map), repr(tokenizer.chat_template)]
+    said.append(repr(getattr(checkpoint.processor, "chat_template", None)))
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
-def _source_digest(method: type) -> str:
-    """A digest of the files a method and what it inherits from are written in: an edited method is measured anew."""
-    digest = hashlib.sha256()
-    for ancestor in method.__mro__:
-        try:
-            digest.update(Path(inspect.getfile(ancestor)).read_bytes())
-        except (OSError, TypeError):
-            continue  # typed into an interpreter, or built in
+def _weights_digest(checkpoint: Checkpoint) -> str:
+    """A digest of the checkpoint's files; of a model that was not loaded from files, of every number it holds."""
+    if checkpoint.folder is not None:
+        return folder_digest(checkpoint.folder)
+    digest = hashlib.sha256(checkpoint.model.config.to_json_string().encode())
+    for name, weight in checkpoint.model.state_dict().items():
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 @cache
-def _host_digest() -> str:
-    """A digest of the code that runs and scores methods: all of tokenzoo but what only prints."""
-    package = Path(tokenzoo.__file__).parent
-    digest = hashlib.sha256()
-    names = ["host/**/*.py", "cost/**/*.py", "comparison/cells.py", *(f"bench/{name}.py" for name in _BENCH)]
-    names += [f"{name}.py" for name in ("ops", "reducer", "pipeline", "processing", "models", "trace", "workload")]
-    for path in sorted({path for name in names for path in package.glob(name)}):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _versions(modules: frozenset[str]) -> dict[str, str]:
+    """The versions that a result depends on: ours, torch's, transformers', and those of the plugins' distributions."""
+    versions = {"tokenzoo": tokenzoo.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    distributions = packages_distributions()
+    for module in modules:
+        for name in distributions.get(module.partition(".")[0], ()):
+            versions[name] = version(name)
+    return versions

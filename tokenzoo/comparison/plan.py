@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tokenzoo.bench.local import LocalTask
@@ -13,6 +12,7 @@ from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
 from tokenzoo.models.checkpoint import CHECKPOINTS, Checkpoint, load, takes_videos
+from tokenzoo.paths import is_folder
 from tokenzoo.zoo.plugins import Zoo
 
 Kind = Literal["image", "video"]
@@ -24,14 +24,16 @@ GROUPS = ("all", "image", "video")
 class Models:
     """Loads models as they are asked for and holds one at a time: two may not fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._held: dict[str, Checkpoint] = {}
+        self._settings = settings
 
     def load(self, name: str) -> Checkpoint:
         """Return a model; raises UserError where it cannot be loaded."""
         if name not in self._held:
             self._held.clear()
-            self._held[name] = load(name)
+            options = self._settings
+            self._held[name] = load(name, options.dtype, options.attention, options.device, allow_missing=options.allow_missing)
         return self._held[name]
 
 
@@ -55,7 +57,7 @@ class SectionPlan:
         return len(self.tasks) * settings.limit + settings.rounds * settings.timing
 
 
-def tasks_of(names: Sequence[str], zoo: Zoo) -> list[Task]:
+def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
     """The tasks of these names: a task, `image`, `video` or `all` built-in ones, or a folder with questions.jsonl."""
     known: dict[str, Task] = {task.name: task for task in (*builtin_tasks(), *zoo.tasks())}
     chosen: dict[str, Task] = {}
@@ -64,8 +66,8 @@ def tasks_of(names: Sequence[str], zoo: Zoo) -> list[Task]:
             found = [task for task in known.values() if name in ("all", task.modality)]
         elif name in known:
             found = [known[name]]
-        elif Path(name).is_dir():
-            found = [LocalTask(name)]
+        elif is_folder(name):
+            found = [LocalTask(name, frames)]
         elif "/" in name or "\\" in name:
             raise UserError(f"No task folder '{name}'. Give a folder with a questions.jsonl, or: {', '.join(known)}.")
         else:
@@ -79,7 +81,7 @@ def tasks_of(names: Sequence[str], zoo: Zoo) -> list[Task]:
 def plan_sections(settings: Settings, tasks: Sequence[Task]) -> list[SectionPlan]:
     """Say which models get which tasks, from their configs. Raises UserError where a task has no model, or a model no task."""
     sections: list[SectionPlan] = []
-    models = Models()
+    models = Models(settings)
     for name in settings.model:
         if name == EMBEDDED:
             for model, kind in EMBEDDED_FOR.items():

@@ -63,7 +63,11 @@ class Price:
 
 @dataclass
 class Row:
-    """One method with its settings on one model: a line of the table."""
+    """One method with its settings on one model: a line of the table.
+
+    `specification` builds the method again exactly as it ran; the label has the same settings, rounded. `budget` is what it
+    was set to, as written ("" for none of it); `at_budget` says that it uses the budget up but for 2 %.
+    """
 
     method: str
     label: str
@@ -81,6 +85,9 @@ class Row:
     kv_bytes: float | None = None
     timing: Timing | None = None
     prices: dict[str, Price] = field(default_factory=dict)
+    specification: str = ""
+    budget: str = ""
+    at_budget: bool = False
 
     @property
     def is_baseline(self) -> bool:
@@ -100,7 +107,11 @@ class Quoted:
 
 @dataclass
 class Section:
-    """The rows of one model on one kind of input (images or videos): what may be read against each other."""
+    """The rows of one model on one kind of input (images or videos): what may be read against each other.
+
+    `terms` says in one line what the rows were set to, or that their costs differ. Only where `equal_cost` holds may one row
+    be called the best, among the rows of one `budget`: none of them costs more than that.
+    """
 
     model: str
     kind: Literal["image", "video"]
@@ -110,6 +121,9 @@ class Section:
     chance: dict[str, float] = field(default_factory=dict)
     timed_on: str = ""
     published: list[Quoted] = field(default_factory=list)
+    terms: str = ""
+    equal_cost: bool = False
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:

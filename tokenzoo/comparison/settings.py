@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tokenzoo.comparison.amounts import Amount
 from tokenzoo.errors import FailedError, UserError
 from tokenzoo.yaml_file import first_problem, read_yaml
 from tokenzoo.zoo.specification import split_methods
 
 EMBEDDED = "embedded"
+#: Tokens of a free-form answer; the embedded models need one or two.
+MAX_NEW_TOKENS = 16
 #: Questions per task of a plain run: chosen so that it ends within a minute on two cores.
 DEFAULT_LIMIT = 30
-
-SI = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+#: What every method may cost where nothing else was asked for: a third of the LLM's FLOPs.
+DEFAULT_BUDGET = "33%"
 
 
 def parse_share(value: Any) -> float:
@@ -27,24 +30,9 @@ def parse_share(value: Any) -> float:
         share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise ValueError(f"'{text}' is no share; write 25% or 0.25") from None
-    if not 0 < share <= 1:
+    if not 0 < share <= 1:  # nan too
         raise ValueError(f"'{text}' is not above 0 and at most 100%")
     return share
-
-
-def parse_amount(value: Any) -> str:
-    """A share of the unreduced cost (`25%`) or an absolute amount (`300`, `2.5T`), checked, as text."""
-    text = str(value).strip()
-    if text.endswith("%"):
-        parse_share(text)
-    elif not re.fullmatch(r"\d+(\.\d*)?([eE][+-]?\d+)?[kMGTP]?", text) or absolute(text) <= 0:
-        raise ValueError(f"'{text}' is no amount; write 25% (of the unreduced cost) or a number such as 300 or 2.5T")
-    return text
-
-
-def absolute(text: str) -> float:
-    """The number of an amount without %: `2.5T` is 2.5e12."""
-    return float(text[:-1]) * SI[text[-1]] if text[-1] in SI else float(text)
 
 
 def _as_list(value: Any) -> Any:
@@ -61,7 +49,7 @@ def _as_methods(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_as_list)]
-Amount = Annotated[str, BeforeValidator(parse_amount)]
+Written = Annotated[str, BeforeValidator(lambda value: Amount.parse(value).text)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 
 
@@ -73,19 +61,24 @@ class Settings(BaseModel):
     methods: Annotated[list[str], BeforeValidator(_as_methods)] = Field(min_length=1)
     model: Names = Field(default=[EMBEDDED], min_length=1)
     tasks: Names = Field(default=["all"], min_length=1)
-    limit: int = Field(default=DEFAULT_LIMIT, ge=1)
-    seed: int = Field(default=0, ge=0)
-    retention: Annotated[list[Share], BeforeValidator(_as_list)] = []
+    limit: int = Field(default=DEFAULT_LIMIT, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    frames: int = Field(default=8, ge=1, le=1024)
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=32768)
+    device: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
+    attention: Literal["sdpa", "eager"] | None = None
+    allow_missing: bool = False
+    retention: Annotated[list[Share] | None, BeforeValidator(_as_list), Field(min_length=1, max_length=32)] = None
     price: Names = []
     convention: str = "llm-viewer"
-    match_flops: Amount | None = None
-    match_tokens: Amount | None = None
-    match_prefill_ms: Amount | None = None
+    budget: Annotated[list[Written], BeforeValidator(_as_list)] = Field(default=[DEFAULT_BUDGET], min_length=1, max_length=32)
+    as_published: bool = False
     with_published: bool = False
-    batch_size: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=20, ge=1, le=4096)
     timing: bool = True
-    rounds: int = Field(default=5, ge=1)
-    new_tokens: int = Field(default=8, ge=2)
+    rounds: int = Field(default=5, ge=1, le=1000)
+    new_tokens: int = Field(default=8, ge=2, le=32768)
 
     @field_validator("price")
     @classmethod
@@ -96,15 +89,18 @@ class Settings(BaseModel):
         return price
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Settings:
-        budgets = [name for name in ("match_flops", "match_tokens", "match_prefill_ms") if getattr(self, name)]
-        if len(budgets) > 1:
-            raise ValueError(f"only one of {' and '.join(budgets)} can be matched at a time")
-        if budgets and self.retention:
-            raise ValueError(f"{budgets[0]} sets each method's retention, so 'retention' cannot be given as well")
-        if self.match_prefill_ms and not self.price:
-            raise ValueError("match_prefill_ms needs a GPU: give 'price' as ARCH@GPU")
+    def _one_way(self) -> Settings:
+        """Rows are set in one way: to a budget, to a retention, or not at all."""
+        ways = {"budget": "budget" in self.model_fields_set, "retention": bool(self.retention), "as_published": self.as_published}
+        chosen = [name for name, given in ways.items() if given]
+        if len(chosen) > 1:
+            raise ValueError(f"only one of {' and '.join(chosen)} can set the rows")
         return self
+
+    @property
+    def amounts(self) -> list[Amount]:
+        """The budgets, read; none where rows are not set to one."""
+        return [] if self.retention or self.as_published else [Amount.parse(text) for text in self.budget]
 
 
 def from_options(options: dict[str, Any]) -> Settings:

@@ -22,6 +22,8 @@ from typing import Any
 from tokenzoo.errors import FailedError
 
 BUSY_SECONDS = 60
+#: "TKNZ" in the file's header says that it is ours; the schema's version is kept beside it.
+APPLICATION, VERSION = 0x544B4E5A, 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
     key TEXT PRIMARY KEY,
@@ -35,6 +37,11 @@ CREATE TABLE IF NOT EXISTS cells (
     result TEXT NOT NULL
 )
 """
+
+#: What no version of the table was without, and what later ones added with the value that older cells get.
+KEPT = ("key", "identity", "result")
+COLUMNS = {"kind": "'accuracy'", "model": "''", "method": "''", "task": "''", "seed": "0", "finished": "0"}
+NAMES = ("key", "kind", "model", "method", "task", "seed", "finished", "identity", "result")
 
 
 class StoreError(FailedError):
@@ -54,6 +61,11 @@ class Cell:
     finished: float
     identity: dict[str, Any]
     result: dict[str, Any]
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def default_path() -> Path:
@@ -83,13 +95,44 @@ class Store:
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = Path(path) if path is not None else default_path()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            self._connection = self._opened()
             self._connection.row_factory = sqlite3.Row
-            self._retry("PRAGMA journal_mode=WAL")
-            self._retry(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+            self._check()
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise StoreError(f"Cannot use the result store '{self.path}': {error}. Choose one with --store.") from None
+
+    def _opened(self) -> sqlite3.Connection:
+        """The file for reading and writing; for reading alone where it, or its folder, allows no more."""
+        options: dict[str, Any] = {"timeout": BUSY_SECONDS, "isolation_level": None}
+        self.writable = not self.path.exists() or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK))
+        if not self.writable:
+            return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, **options)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file() and self.path.stat().st_size and not _is_sqlite(self.path):
+            raise ValueError("it is no SQLite file")  # SQLite itself would take a very short file for an empty one
+        return sqlite3.connect(self.path, **options)
+
+    def _check(self) -> None:
+        """Make the table in a new file, bring that of an older version up to date, and refuse other programs' files."""
+        tables = {row["name"] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if application not in (0, APPLICATION) or (tables and "cells" not in tables):
+            raise ValueError("it belongs to another program")
+        if application == APPLICATION and version > VERSION:
+            raise ValueError("a newer tokenzoo wrote it")
+        present = {row["name"] for row in self._connection.execute("PRAGMA table_info(cells)")}
+        if present and not set(KEPT) <= present:
+            raise ValueError("it belongs to another program")
+        if not self.writable:
+            return
+        self._retry("PRAGMA journal_mode=WAL")
+        self._retry(SCHEMA)
+        for name in COLUMNS:
+            if present and name not in present:
+                self._retry(f"ALTER TABLE cells ADD COLUMN {name} NOT NULL DEFAULT {COLUMNS[name]}")
+        self._retry(f"PRAGMA application_id = {APPLICATION}")
+        self._retry(f"PRAGMA user_version = {VERSION}")
 
     def _retry(self, statement: str) -> None:
         """Switching to the write-ahead log does not wait for the busy timeout, so wait here."""
@@ -116,9 +159,9 @@ class Store:
         """The result that was stored for this identity, None where it is not finished."""
         try:
             found = self._connection.execute("SELECT result FROM cells WHERE key = ?", (cell_key(identity),)).fetchone()
-        except sqlite3.Error as error:
+            return json.loads(found["result"]) if found else None
+        except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"Cannot read the result store '{self.path}': {error}. Choose one with --store.") from None
-        return json.loads(found["result"]) if found else None
 
     def put(self, identity: dict[str, Any], result: dict[str, Any]) -> None:
         """Store a finished cell; `identity` names kind, model, method, task and seed, and whatever else matters."""
@@ -127,7 +170,9 @@ class Store:
             identity["seed"], time.time(), json.dumps(identity, sort_keys=True), json.dumps(result),
         )  # fmt: skip
         try:
-            self._connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * len(values))})", values)
+            self._connection.execute(
+                f"INSERT OR REPLACE INTO cells ({', '.join(NAMES)}) VALUES ({', '.join('?' * len(NAMES))})", values
+            )
         except sqlite3.Error as error:
             raise StoreError(f"Cannot write to the result store '{self.path}': {error}.") from None
 
@@ -136,7 +181,10 @@ class Store:
         conditions = {"kind": kind, "model": model, "method": method, "task": task}
         wanted = {column: value for column, value in conditions.items() if value}
         where = " AND ".join(f"instr({column}, ?)" for column in wanted) or "1"
-        query = f"SELECT * FROM cells WHERE {where} ORDER BY finished, key"
-        for row in self._connection.execute(query, tuple(wanted.values())):
-            values = dict(row)
-            yield Cell(**values | {name: json.loads(values[name]) for name in ("identity", "result")})
+        query = f"SELECT {', '.join(NAMES)} FROM cells WHERE {where} ORDER BY finished, key"
+        try:
+            for row in self._connection.execute(query, tuple(wanted.values())):
+                values = dict(row)
+                yield Cell(**values | {name: json.loads(values[name]) for name in ("identity", "result")})
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"Cannot read the result store '{self.path}': {error}. Choose one with --store.") from None

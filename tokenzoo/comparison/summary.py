@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenzoo.bench.task import Prediction, is_yes_no
+from tokenzoo.bench.task import Prediction, Task, is_yes_no
 from tokenzoo.bench.task import score as plain_score
 from tokenzoo.bench.timing import Round, Timed
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.candidates import Candidate
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Quoted, Row, TaskScore, Timing
+from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.statistics import Difference, Interval, paired_difference, spread
 from tokenzoo.errors import UserError
+from tokenzoo.numbers import percent, si
 from tokenzoo.zoo.plugins import Zoo
 
 
@@ -36,7 +38,9 @@ def rows_of(measured: Sequence[Measured], kind: str, targets: Sequence[Target]) 
     rows = []
     for one in measured:
         row = Row(one.candidate.name, one.candidate.label, one.candidate.status, one.candidate.note)
+        row.budget, row.at_budget = one.candidate.budget, one.candidate.at_budget
         if one.candidate.method is not None:
+            row.specification = str(one.candidate.method)
             row.parameters = {reducer.name: reducer.parameters for reducer in one.candidate.method.reducers}
         if row.status == "ok":
             _accuracy(row, one, none if one is not none else None)
@@ -138,6 +142,43 @@ def _prices(row: Row, one: Measured, kind: str, targets: Sequence[Target]) -> No
             row.note = f"{row.note} No price on {target.text}: {error}".strip()
         except NotImplementedError:
             row.note = f"{row.note} No price on {target.text}: '{row.method}' has no schedule().".strip()
+
+
+def terms_of(settings: Settings, rows: Sequence[Row]) -> tuple[str, bool]:
+    """What to say above the rows of their costs, in one line, and whether all keep to one budget."""
+    reduced = [row for row in rows if row.status == "ok" and not row.is_baseline]
+    if settings.amounts:
+        shares = [f"{amount.text if amount.share else si(amount.value)} {'of the ' if amount.share else ''}{amount.unit}"
+                  for amount in settings.amounts]  # fmt: skip
+        off = [row.label for row in reduced if not row.at_budget]
+        but = f"; cheaper, see the notes: {', '.join(off)}" if off else ""
+        return f"Equal terms: every method set to at most {', '.join(shares)}{but}.", True
+    costs = sorted((row.llm_share, row.label) for row in reduced if row.llm_share is not None)
+    if not costs:
+        return "", False
+    (low, cheapest), (high, dearest) = costs[0], costs[-1]
+    why = "each method at its own settings" if settings.as_published else "equal shares of tokens are no equal costs"
+    return f"Costs differ ({why}): from {percent(low)} ({cheapest}) to {percent(high)} ({dearest}) of the LLM's FLOPs.", False
+
+
+def warnings_of(tasks: Sequence[Task], measured: Sequence[Measured], rows: Sequence[Row]) -> list[str]:
+    """What makes accuracies mean less than they seem: `none` at chance, choices that had to be answered in free form."""
+    warnings = []
+    none = next((row for row in rows if row.is_baseline), None)
+    for task in tasks:
+        score = none.scores.get(task.name) if none is not None else None
+        if score is not None and score.accuracy.low <= task.chance:
+            said = f"'none' answers '{task.name}' no better than chance ({percent(score.accuracy.value)}"
+            warnings.append(f"{said}, chance {percent(task.chance)}): differences between methods mean little there.")
+        cell = next((one.cells[task.name] for one in measured if task.name in one.cells), None)
+        chosen = [answer["chosen"] for answer in cell["answers"]] if cell else []
+        if chosen and not all(chosen):
+            how = "all questions" if not any(chosen) else f"{len(chosen) - sum(chosen)} of {len(chosen)} questions"
+            warnings.append(
+                f"'{task.name}': {how} answered in free form (no choices, or choices that share their first token), "
+                f"right where the text is the same."
+            )
+    return warnings
 
 
 def published_of(zoo: Zoo, methods: Iterable[str], kind: str) -> list[Quoted]:

@@ -1,4 +1,4 @@
-"""Equal budgets: set each method by its own knob so that it costs what the others cost, or say that it cannot."""
+"""Equal budgets: set each method by its own knob to the most that a budget allows, or say that nothing it has fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reduction import UnreachableError
 
-#: A method counts as matched when its cost is this near to the target.
+#: A method counts as set to a budget when it costs at most this share less; otherwise its knob is too coarse, and rows say so.
 TOLERANCE = 0.02
 #: Retentions are tried to four decimals.
 STEP = 1e-4
@@ -16,49 +16,47 @@ STEP = 1e-4
 
 @dataclass(frozen=True)
 class Match:
-    """A method set to a budget: what it costs so, and the retention its knob was set to."""
+    """A method set to a budget, and what it costs so; `turned` is False where it has no knob and runs as it is."""
 
     method: Pipeline
     cost: float
-    retention: float
+    turned: bool = True
+
+    def close_to(self, limit: float) -> bool:
+        """Whether the budget is used up but for the tolerance."""
+        return self.cost >= (1 - TOLERANCE) * limit
 
 
-def match(
+def most_within(
     method: Pipeline,
     cost: Callable[[Pipeline], float],
-    target: float,
+    limit: float,
     layers: int,
-    tolerance: float = TOLERANCE,
     evaluations: int = 48,
     describe: Callable[[float], str] = "{:.4g}".format,
 ) -> Match:
-    """Return `method` set by `at_retention` so that `cost` comes within `tolerance` of `target`.
+    """Return `method` set by `at_retention` to cost as much as `limit` allows, never more.
 
-    `layers`: the model's decoder layers. `evaluations` bounds the calls of `cost`, `describe` writes a cost in messages.
-    Raises UnreachableError with the nearest setting where none is near enough, or with the method's own words where it
-    has no knob.
+    One without a knob is returned as it is, where it fits. `layers`: the model's decoder layers. `evaluations` bounds the
+    calls of `cost`, `describe` writes a cost in messages. Raises UnreachableError where nothing that the method has is
+    within the limit.
     """
-    found = settings_near(method, cost, target, layers, evaluations)
-    nearest = min(found, key=lambda candidate: abs(candidate.cost - target))
-    if abs(nearest.cost - target) > tolerance * target:
-        raise UnreachableError(
-            f"'{method}' cannot reach {describe(target)}: the nearest is {nearest.method} with {describe(nearest.cost)}."
-        )
-    return nearest
-
-
-def most_within(method: Pipeline, cost: Callable[[Pipeline], float], limit: float, layers: int, evaluations: int = 48) -> Match:
-    """Return `method` set by `at_retention` to keep as much as `limit` allows; raises UnreachableError where nothing fits."""
-    found = settings_near(method, cost, limit, layers, evaluations)
+    try:
+        found = settings_near(method, cost, limit, layers, evaluations)
+    except UnreachableError as refusal:
+        own = cost(method)
+        if own > limit:
+            raise UnreachableError(f"{refusal} As it is it costs {describe(own)}, the budget is {describe(limit)}.") from None
+        return Match(method, own, turned=False)
     fitting = [candidate for candidate in found if candidate.cost <= limit]
     if not fitting:
-        cheapest = min(found, key=lambda candidate: candidate.cost)
-        raise UnreachableError(f"'{method}' does not fit: even {cheapest.method} costs {cheapest.cost:.4g}.")
+        least = min(found, key=lambda candidate: candidate.cost)
+        raise UnreachableError(f"Even {least.method} costs {describe(least.cost)}, the budget is {describe(limit)}.")
     return max(fitting, key=lambda candidate: candidate.cost)
 
 
 def settings_near(
-    method: Pipeline, cost: Callable[[Pipeline], float], target: float, layers: int, evaluations: int
+    method: Pipeline, cost: Callable[[Pipeline], float], limit: float, layers: int, evaluations: int
 ) -> list[Match]:
     """The settings that a bisection of the retention tries; `cost` must not fall as retention rises.
 
@@ -75,10 +73,10 @@ def settings_near(
             if retention == high:
                 break
         else:
-            found.append(Match(setting, cost(setting), retention))
-            if abs(found[-1].cost - target) <= 1e-4 * target:
+            found.append(Match(setting, cost(setting)))
+            if 0 <= limit - found[-1].cost <= 1e-4 * limit:
                 break
-            low, high = (retention, high) if found[-1].cost < target else (low, retention)
+            low, high = (retention, high) if found[-1].cost <= limit else (low, retention)
         if high - low <= STEP:
             break
         retention = round((low + high) / 2, 4)

@@ -127,7 +127,7 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         raise UserError(f"The vision tower '{kind}' of '{name}' is unknown here. Known are: {', '.join(CLASS_TOKEN)}.")
     if vision.get("vision_use_head") and not CLASS_TOKEN[kind]:
         raise UserError(f"'{name}' runs SigLIP's pooling head, which the closed form leaves out. Count it instead.")
-    tower = {
+    tower: dict[str, Any] = {
         "kind": "vit",
         "hidden": _need(vision, ("hidden_size",), name),
         "layers": _need(vision, ("num_hidden_layers",), name),
@@ -166,7 +166,7 @@ def _qwen(vision: dict[str, Any], model_type: str, hidden: int, name: str) -> di
     full = vision.get("fullatt_block_indexes") or ()
     if not isinstance(full, (list, tuple)) or len(full) > MOST_VIEWS:
         raise UserError(f"'fullatt_block_indexes' in the config of '{name}' must be a list of layers, not {_short(full)}.")
-    tower = {
+    tower: dict[str, Any] = {
         "kind": VISION_MODELS[model_type],
         "hidden": width,
         "layers": _need(vision, ("depth", "num_hidden_layers"), name),

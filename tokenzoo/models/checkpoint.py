@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,17 +11,22 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.utils import cached_file, logging
 
 from tokenzoo import errors
 from tokenzoo.errors import UserError
+from tokenzoo.models.folder import check_folder
 from tokenzoo.models.inputs import with_processor, without_processor
-from tokenzoo.models.media import read_image, read_video
+from tokenzoo.models.media import first_line, read_image, read_video
 from tokenzoo.models.question import Question
+from tokenzoo.paths import is_folder
 
 CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
 EMBEDDED = ("embedded:llava", "embedded:onevision")
+#: What weights may be loaded as; "auto": as the checkpoint has them.
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
-__all__ = ["EMBEDDED", "Checkpoint", "load", "read_image", "read_video"]
+__all__ = ["DTYPES", "EMBEDDED", "Checkpoint", "load", "read_image", "read_video"]
 
 
 @dataclass
@@ -28,7 +34,7 @@ class Checkpoint:
     """A model and what turns questions into its inputs.
 
     ``processor`` is None where it cannot be built (LLaVA-OneVision and Qwen2-VL without torchvision); ``image_processor`` and
-    ``tokenizer`` then do its work.
+    ``tokenizer`` then do its work. ``folder`` holds the files it was loaded from, None where it was made in memory.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Checkpoint:
     tokenizer: Any
     processor: Any = None
     image_processor: Any = None
+    folder: Path | None = None
 
     @property
     def layers(self) -> int:
@@ -43,7 +50,12 @@ class Checkpoint:
         return self.model.config.get_text_config().num_hidden_layers
 
     def inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        """Left padded inputs for a batch of questions, on the model's device and in its dtype."""
+        """Left padded inputs for a batch of questions, on the model's device and in its dtype.
+
+        Raises UserError for a question that this model cannot be asked.
+        """
+        for question in questions:
+            self.check(question)
         if self.processor is not None:
             made = with_processor(self.processor, questions)
         else:
@@ -52,9 +64,24 @@ class Checkpoint:
         placed = {name: value.to(self.model.device) for name, value in made.items()}
         return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in placed.items()}
 
+    def check(self, question: Question) -> None:
+        """Raise UserError where the model takes no videos, or the question holds a word that stands for a picture."""
+        if question.video and self._token("video") is None:
+            raise UserError(
+                f"Question '{question.id}' is about a video, which '{self.name}' does not take. Choose another --model."
+            )
+        for kind in ("image", "video"):
+            token = self._token(kind)
+            word = self.tokenizer.convert_ids_to_tokens(token) if token is not None else None
+            if word and word in question.prompt:
+                raise UserError(f"Question '{question.id}' contains '{word}', which stands for a picture here. Reword it.")
+
     def decode(self, ids: torch.Tensor) -> list[str]:
         """Token ids [batch, tokens] as text, special tokens left out."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _token(self, kind: str) -> int | None:
+        return getattr(self.model.config, f"{kind}_token_id", None)
 
 
 def load(
@@ -63,29 +90,52 @@ def load(
     attn_implementation: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    allow_missing: bool = False,
 ) -> Checkpoint:
     """Load a model and its processor.
 
     :param model: "embedded:llava", "embedded:onevision", a directory with a config.json, or a Hub id
-    :param dtype: as ``from_pretrained`` takes it; float32 on the CPU and the checkpoint's own elsewhere if not given
+    :param dtype: one of `DTYPES`; float32 on the CPU and the checkpoint's own elsewhere if not given
     :param device: "cuda" where there is one, else "cpu", if not given
-    :raises UserError: if the model cannot be found or reached, or is no image-text-to-text model
+    :param allow_missing: take a checkpoint without some of the weights: they are random then
+    :raises UserError: if the model cannot be found or reached, is no image-text-to-text model, or its files are broken
     """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise errors.unknown("dtype", dtype, DTYPES, "tokenzoo compare --help")
     source = _locate(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _explained(model, source):
         config = AutoConfig.from_pretrained(source, **options)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, **options
-        )
+        quantised = getattr(config, "quantization_config", None) is not None
+        placed = {"device_map": device} if quantised else {}
+        with_report: Any = AutoModelForImageTextToText.from_pretrained
+        loaded, about = with_report(
+            source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **placed, **options,
+        )  # fmt: skip
+        _check_complete(model, about, allow_missing)
+        loaded = (loaded if quantised else loaded.to(device)).eval()
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    loaded = loaded.to(device).eval()
-    if _complete_processor(config.model_type):
-        return Checkpoint(model, loaded, tokenizer, processor=AutoProcessor.from_pretrained(source, **options))
-    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-    return Checkpoint(model, loaded, tokenizer, image_processor=image_processor)
+        found = Checkpoint(model, loaded, tokenizer, folder=Path(str(cached_file(source, "config.json"))).parent)
+        if _complete_processor(config.model_type):
+            found.processor = AutoProcessor.from_pretrained(source, **options)
+        else:
+            found.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    return found
+
+
+def check_device(device: str) -> str:
+    """Return the name of a device that torch has; raises UserError for any other."""
+    try:
+        kind = torch.device(device)
+        torch.empty(0, device=kind)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise UserError(f"There is no device '{device}' here. Choose cpu{', cuda' * torch.cuda.is_available()}.") from None
+    if kind.type == "meta":
+        raise UserError("Device 'meta' computes nothing. Choose cpu or cuda.")
+    return device
 
 
 def takes_videos(model: str) -> bool:
@@ -95,19 +145,51 @@ def takes_videos(model: str) -> bool:
         return getattr(AutoConfig.from_pretrained(source), "video_token_id", None) is not None
 
 
+def knows(model: str) -> str:
+    """What an embedded model can be asked about, as a sentence; "" for any other model."""
+    if model not in EMBEDDED:
+        return ""
+    return f"{model} knows only drawn scenes of coloured shapes and digits: what it says of other pictures means nothing."
+
+
+def _check_complete(model: str, about: Any, allow_missing: bool) -> None:
+    for what, names in (("lacks", about["missing_keys"]), ("has unexpected", about["unexpected_keys"])):
+        if names and not allow_missing:
+            first = sorted(map(str, names))[0]
+            raise UserError(
+                f"The checkpoint '{model}' {what} weights: '{first}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}. "
+                f"Missing ones would be random. Pass --allow-missing to load it all the same."
+            )
+    if about["mismatched_keys"]:
+        raise UserError(
+            f"Weights of '{model}' have other shapes than its config.json says: {sorted(about['mismatched_keys'])[0]}."
+        )
+
+
 @contextmanager
 def _explained(model: str, source: str) -> Iterator[None]:
-    """Say in one line why a model cannot be loaded."""
+    """Say in one line why a model cannot be loaded; only calls of transformers stand in such a block."""
+    bars = logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         if Path(source).is_dir():
-            raise UserError(f"Cannot load '{model}': {_first_line(error)}") from error
+            raise UserError(f"Cannot load '{model}': {first_line(error)}.") from error
         raise UserError(
-            f"Cannot reach the Hub for '{model}': {_first_line(error)} Pass a local directory or one of {', '.join(EMBEDDED)}."
+            f"Cannot reach the Hub for '{model}': {first_line(error)}. Pass a local directory or one of {', '.join(EMBEDDED)}."
         ) from error
-    except ValueError as error:
-        raise UserError(f"Cannot load '{model}': {_first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"Cannot load '{model}': {first_line(error)}.") from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _complete_processor(model_type: str) -> bool:
@@ -122,16 +204,14 @@ def _locate(model: str) -> str:
         if model not in EMBEDDED:
             raise errors.unknown("embedded model", model, EMBEDDED, "tokenzoo list")
         return str(CHECKPOINTS / model.partition(":")[2])
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"No config.json in '{model}': a model directory is one that save_pretrained wrote.")
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:
+        raise UserError(f"No model directory '{model}': there is no such user.") from None
+    if is_folder(path):
+        check_folder(path)
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         choices = f"a directory, a Hub id such as org/name, or one of {', '.join(EMBEDDED)}"
         raise UserError(f"No model directory '{model}'. Pass {choices}.")
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tokenzoo.errors import UserError
+from tokenzoo.models.media import first_line
 from tokenzoo.models.question import Question
 
 DEFAULT_TEMPLATE = "USER: {media}{prompt} ASSISTANT:"
@@ -29,10 +30,21 @@ def messages(question: Question) -> list[dict[str, Any]]:
 def prompt_text(question: Question, templated: Any, image_token: str, video_token: str) -> str:
     """The question in the model's chat format, with one placeholder per picture and video.
 
+    Raises UserError where the chat template breaks or leaves a picture out: the model would answer unseen.
+
     :param templated: the processor or tokenizer; a plain LLaVA-1.5 format is used if it has no chat template
     """
     if getattr(templated, "chat_template", None):
-        return templated.apply_chat_template(messages(question), add_generation_prompt=True, tokenize=False)
+        try:
+            text = str(templated.apply_chat_template(messages(question), add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template is a program of the checkpoint's own and may raise anything
+            raise UserError(f"The chat template of this model is broken: {first_line(error)}.") from error
+        for token, count in ((image_token, len(question.images)), (video_token, 1 if question.video else 0)):
+            if text.count(token) != count:
+                raise UserError(
+                    f"The chat template of this model writes {text.count(token)} '{token}' for {count} pictures or videos."
+                )
+        return text
     media = f"{image_token}\n" * len(question.images) + (f"{video_token}\n" if question.video else "")
     return DEFAULT_TEMPLATE.format(media=media, prompt=question.prompt)
 
@@ -70,8 +82,8 @@ def without_processor(model: Any, tokenizer: Any, image_processor: Any, question
     texts = []
     for question in questions:
         text = prompt_text(question, tokenizer, image_token, video_token)
-        text = _expand(text, image_token, remaining_images, len(question.images))
-        texts.append(_expand(text, video_token, remaining_videos, 1 if question.video else 0))
+        text = _expand(text, image_token, remaining_images)
+        texts.append(_expand(text, video_token, remaining_videos))
     tokenizer.padding_side = "left"
     inputs = dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)) | media
     if config.model_type != "llava_onevision":
@@ -80,11 +92,9 @@ def without_processor(model: Any, tokenizer: Any, image_processor: Any, question
     return inputs
 
 
-def _expand(text: str, token: str, lengths: Any, count: int) -> str:
-    """Repeat each of a text's ``count`` placeholders as often as it has visual tokens."""
+def _expand(text: str, token: str, lengths: Any) -> str:
+    """Repeat each of a text's placeholders as often as it has visual tokens."""
     pieces = text.split(token)
-    if len(pieces) != count + 1:
-        raise UserError(f"The chat template wrote {len(pieces) - 1} '{token}' placeholders for {count} pictures or videos.")
     return pieces[0] + "".join(token * next(lengths) + piece for piece in pieces[1:])
 
 

@@ -11,19 +11,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tokenzoo.errors import UserError
+from tokenzoo.paths import is_file, is_folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_image(path: str | Path) -> Image.Image:
     """A picture file as RGB; raises `UserError` if it is missing or no picture."""
-    if not Path(path).is_file():
+    if not is_file(path):
         raise UserError(f"No image file '{path}'.")
     try:
         with Image.open(path) as opened:
             return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"Cannot read image '{path}': {_first_line(error)}") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"Cannot read image '{path}': {first_line(error)}.") from error
 
 
 def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
@@ -33,12 +34,12 @@ def read_video(path: str | Path, frames: int = 8) -> tuple[Image.Image, ...]:
     :raises UserError: if it is missing, unreadable or has no frame
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES)
         if not pictures:
             raise UserError(f"No pictures in the folder '{path}' (looked for {', '.join(PICTURE_SUFFIXES)}).")
         return tuple(read_image(pictures[index]) for index in _spread(len(pictures), frames))
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"No video file '{path}'.")
     return _decode(path, frames)
 
@@ -53,7 +54,7 @@ class Pictures(Sequence[Image.Image]):
     def __init__(self, paths: Sequence[Path], where: str) -> None:
         self.paths, self.where = tuple(paths), where
         for path in paths:
-            if not path.is_file():
+            if not is_file(path):
                 raise UserError(f"{where}: No image file '{path}'.")
 
     def __len__(self) -> int:
@@ -70,7 +71,7 @@ class Frames(Sequence[Image.Image]):
     def __init__(self, path: Path, frames: int, where: str) -> None:
         self.path, self.frames, self.where = path, frames, where
         self._count: int | None = None
-        if not path.exists():
+        if not is_file(path) and not is_folder(path):
             raise UserError(f"{where}: No video file '{path}'.")
 
     def _read(self) -> tuple[Image.Image, ...]:
@@ -111,7 +112,7 @@ def _decode(path: Path, frames: int) -> tuple[Image.Image, ...]:
             decoded = enumerate(container.decode(video=0))
             return tuple(frame.to_image().convert("RGB") for index, frame in decoded if index in wanted)
     except (av.FFmpegError, IndexError, ValueError, OSError) as error:
-        raise UserError(f"Cannot read video '{path}': {_first_line(error)}") from error
+        raise UserError(f"Cannot read video '{path}': {first_line(error)}.") from error
 
 
 def _spread(total: int, wanted: int) -> list[int]:
@@ -119,5 +120,6 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({int(index) for index in np.linspace(0, total - 1, min(wanted, total)).round()})
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -27,6 +27,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 def section_tables(section: Section) -> RenderableType:
     """One model's tables: the summary, the tasks, the details."""
     parts: list[RenderableType] = [Text(f"\n{section.title}", style="bold"), Text(subtitle(section), style="dim")]
+    parts += [Text(section.terms)] if section.terms else []
     for columns in (group(section) for group in COLUMN_GROUPS):
         if columns:
             parts.append(rows_table(columns, section.rows))

@@ -8,4 +8,5 @@ STUDIES = {
     "overhead": "what the methods themselves cost: FLOPs and milliseconds",
     "layers": "pruning early or late: the grid of l1 and l2",
     "text-tokens": "hiding text tokens from layer k on, against hiding visual ones",
+    "agreement": "the order of methods here, against published tables' (Kendall's tau-b)",
 }

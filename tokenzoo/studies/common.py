@@ -20,7 +20,7 @@ from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.zoo.plugins import load_zoo
 
-Verdict = Literal["agrees", "partly agrees", "differs"]
+Verdict = Literal["agrees", "partly agrees", "differs", "cannot tell"]
 
 
 @dataclass
@@ -115,10 +115,26 @@ def points(row: Row) -> float:
     return 100 * score(row).accuracy.value
 
 
-def lost(row: Row) -> bool:
-    """Whether accuracy is significantly lower than that of `none` (McNemar's exact test, p < 0.05)."""
-    difference = score(row).difference
-    return difference is not None and worse(difference)
+def held_against(difference: Difference | None, paper: float, slack: float) -> bool | None:
+    """Whether a change of accuracy is the paper's (in points) but for `slack` points, by its 95 % interval.
+
+    True where the whole interval lies that near, False where none of it does, None where the questions are too few to tell.
+    """
+    if difference is None:
+        return None
+    low, high = 100 * difference.low - paper, 100 * difference.high - paper
+    if -slack <= low and high <= slack:
+        return True
+    return False if high < -slack or low > slack else None
+
+
+def verdict(claims: list[bool | None]) -> Verdict:
+    """What a study says of the paper's claims, each as `held_against` found it."""
+    if all(claims):
+        return "agrees"
+    if any(claims):
+        return "partly agrees"
+    return "differs" if False in claims else "cannot tell"
 
 
 def worse(difference: Difference) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -14,6 +19,36 @@ from tokenzoo.zoo.hookspecs import PROJECT, RegistrationHooks, RunHooks
 
 class PluginError(Exception):
     """Why a plugin cannot be used."""
+
+
+#: Whether Ctrl-C was pressed; a KeyboardInterrupt without it was raised by a plugin.
+_pressed = threading.Event()
+
+
+@contextmanager
+def kept_from_ending() -> Iterator[None]:
+    """Code of plugins runs in this block: what would end the program becomes a PluginError, but a real Ctrl-C does not."""
+    watches = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if watches and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
+    try:
+        yield
+    except SystemExit as error:
+        raise PluginError(f"it tried to end the program: {reason(error)}") from error
+    except KeyboardInterrupt as error:
+        if _pressed.is_set() or not watches:
+            raise
+        raise PluginError(f"it tried to end the program: {reason(error)}") from error
+    finally:
+        if watches and before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+            _pressed.clear()
+
+
+def _on_interrupt(*_: Any) -> None:
+    _pressed.set()
+    raise KeyboardInterrupt
 
 
 def reason(error: BaseException) -> str:

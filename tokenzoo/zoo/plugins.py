@@ -24,7 +24,7 @@ from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.signatures import check_class
 from tokenzoo.zoo import registry
 from tokenzoo.zoo.additions import Additions, additions_of, check_version, import_file, reducers_in
-from tokenzoo.zoo.errors import PluginError, reason
+from tokenzoo.zoo.errors import PluginError, kept_from_ending, reason
 from tokenzoo.zoo.hookspecs import PROJECT, RegistrationHooks, RunHooks
 from tokenzoo.zoo.registry import Registry, load_registry
 from tokenzoo.zoo.specification import MethodSpecification, parse
@@ -130,7 +130,8 @@ class Zoo:
     def _load_builtin(self, name: str) -> None:
         module = self._builtin[name]
         try:
-            found = importlib.import_module(module)
+            with kept_from_ending():
+                found = importlib.import_module(module)
             classes = {cls.name: cls for cls in reducers_in(found)}
             if name not in classes:
                 raise PluginError(f"{module} defines no TokenReducer named '{name}'.")
@@ -220,8 +221,9 @@ def _add(zoo: Zoo, plugin: Plugin, load: Callable[[], Any]) -> None:
     loaded = None
     additions = Additions()
     try:
-        loaded = load()
-        additions = additions_of(loaded, plugin.name, plugin.origin, zoo.manager)
+        with kept_from_ending():
+            loaded = load()
+            additions = additions_of(loaded, plugin.name, plugin.origin, zoo.manager)
         for cls in additions.classes:
             check_version(getattr(cls, "requires_tokenzoo", ""))
             check_class(cls)

@@ -85,5 +85,5 @@ def _parse_one(part: str, whole: str) -> MethodSpecification:
 def _value(text: str, key: str, whole: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"The value {text!r} of '{key}' in '{whole}' cannot be read. Write it as in YAML.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"The value {text[:40]!r} of '{key}' in '{whole}' cannot be read. Write it as in YAML.") from None
