@@ -23,7 +23,10 @@ class Keeper(TokenReducer):
     label: str = "a"
     name: ClassVar[str] = "keeper"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return (sum(views) + 1) // 2
+
+    def reduce(self, tokens):
         ORDER.append(self.label)
         return torch.arange(0, len(tokens.features), 2)
 
@@ -32,7 +35,10 @@ class Keeper(TokenReducer):
 class Failing(TokenReducer):
     name: ClassVar[str] = "failing"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return 1
+
+    def reduce(self, tokens):
         raise ZeroDivisionError("on purpose")
 
 
@@ -72,7 +78,7 @@ def test_a_failing_method_is_named(model):
 def test_watched_hooks_do_the_same_and_leave_the_method_alone(model):
     method = Keeper("c")
     watched, spent = watch_hooks(method, torch.device("cpu"))
-    assert "pre_llm" in vars(watched) and "pre_llm" not in vars(method) and watched == method and spent == []
+    assert "reduce" in vars(watched) and "reduce" not in vars(method) and watched == method and spent == []
 
 
 def test_peak_memory_counts_what_is_held_at_once():

@@ -9,5 +9,5 @@ from tokenzoo import TokenReducer
 class BadSignature(TokenReducer):
     name = "bad_signature"
 
-    def pre_llm(self, tokens, attention):
-        return None
+    def reduce(self, tokens, attention):
+        return attention

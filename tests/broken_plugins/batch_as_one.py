@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from tokenzoo import TokenReducer
 
 _choice = {}
@@ -11,19 +13,14 @@ _choice = {}
 class BatchAsOne(TokenReducer):
     name = "batch_as_one"
 
-    def layers(self, num_layers):
-        return (0, 1)
+    def kept(self, entered, layers):
+        return {0: None, 1: entered // 2}
 
-    def after_layer(self, layer):
+    def pick(self, layer, count):
         if layer.index == 0:
             _choice.clear()
-            return None
+            return torch.arange(len(layer.visual))
         if not _choice:
             score = layer.attention().mean(0)[0][layer.visual]
-            _choice["kept"] = score.topk(len(score) // 2).indices
-        return _choice["kept"][: len(layer.visual) // 2]
-
-    def schedule(self, workload):
-        layers = workload.architecture.layers
-        tokens = workload.visual_tokens
-        return [tokens] * 2 + [tokens // 2] * (layers - 2)
+            _choice["kept"] = score.topk(count).indices
+        return _choice["kept"][:count]

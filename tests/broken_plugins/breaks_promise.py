@@ -1,4 +1,4 @@
-"""Broken: keeps one token more than its schedule promises."""
+"""Broken: keeps one token more than it declares."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from tokenzoo import TokenReducer
 class BreaksPromise(TokenReducer):
     name = "breaks_promise"
 
-    def pre_llm(self, tokens):
-        return torch.arange(len(tokens.features) // 2 + 1)
+    def left(self, views, source, architecture):
+        return sum(views) // 2
 
-    def schedule(self, workload):
-        return [sum(sum(s.view_tokens) // 2 + s.structural for s in workload.sources)] * workload.architecture.layers
+    def reduce(self, tokens):
+        return torch.arange(len(tokens.features) // 2 + 1)

@@ -11,14 +11,10 @@ from tokenzoo import TokenReducer
 class DropsText(TokenReducer):
     name = "drops_text"
 
-    def layers(self, num_layers):
-        return (1,)
+    def kept(self, entered, layers):
+        return {1: entered // 2}
 
-    def after_layer(self, layer):
+    def pick(self, layer, count):
         layer.visual = torch.cat([layer.text[:2], layer.visual])
         layer.text = layer.text[2:]
-        return torch.arange(2, len(layer.visual), 2)
-
-    def schedule(self, workload):
-        tokens, layers = workload.visual_tokens, workload.architecture.layers
-        return [tokens] * 2 + [tokens // 2] * (layers - 2)
+        return torch.arange(2, len(layer.visual))[::2][:count]

@@ -11,9 +11,9 @@ from tokenzoo import TokenReducer
 class Duplicates(TokenReducer):
     name = "duplicates"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
         half = len(tokens.features) // 2
         return torch.arange(half) // 2 * 2
-
-    def schedule(self, workload):
-        return [sum(sum(s.view_tokens) // 2 + s.structural for s in workload.sources)] * workload.architecture.layers

@@ -12,11 +12,10 @@ _calls = []
 @dataclass
 class KeepsState(TokenReducer):
     name = "keeps_state"
-    fixed_schedule = False
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return None
+
+    def reduce(self, tokens):
         _calls.append(1)
         return torch.arange(max(1, len(tokens.features) - len(_calls)))
-
-    def schedule(self, workload):
-        return [sum(map(sum, workload.recorded))] * workload.architecture.layers

@@ -1,4 +1,4 @@
-"""Broken: `after_layers` is no hook; it would never be called."""
+"""Broken: `scores` is nothing the host knows; it would never be called."""
 
 from dataclasses import dataclass
 
@@ -9,5 +9,5 @@ from tokenzoo import TokenReducer
 class MisspeltHook(TokenReducer):
     name = "misspelt_hook"
 
-    def after_layers(self, layer):
+    def scores(self, layer):
         return layer.visual[:0]

@@ -9,16 +9,11 @@ from tokenzoo import TokenReducer
 class MutatesInput(TokenReducer):
     name = "mutates_input"
 
-    def layers(self, num_layers):
-        return (1,)
+    def kept(self, entered, layers):
+        return {1: entered // 2}
 
-    def after_layer(self, layer):
+    def pick(self, layer, count):
         states = layer.hidden_states
         states /= states.norm(dim=-1, keepdim=True)
         score = (states[layer.visual] @ states[-1]).abs()
         return score.topk(len(score) // 2).indices
-
-    def schedule(self, workload):
-        layers = workload.architecture.layers
-        tokens = workload.visual_tokens
-        return [tokens] * 2 + [tokens // 2] * (layers - 2)

@@ -11,11 +11,11 @@ from tokenzoo import Reduction, TokenReducer
 class NotANumber(TokenReducer):
     name = "not_a_number"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
         half = len(tokens.features) // 2
         features = tokens.features[:half].clone()
         features[0] = tokens.features[:0].mean(0)
         return Reduction(features, torch.arange(half))
-
-    def schedule(self, workload):
-        return [workload.visual_tokens // 2] * workload.architecture.layers

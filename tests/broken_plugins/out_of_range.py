@@ -9,12 +9,8 @@ from tokenzoo import TokenReducer
 class OutOfRange(TokenReducer):
     name = "out_of_range"
 
-    def layers(self, num_layers):
-        return (1,)
+    def kept(self, entered, layers):
+        return {1: entered - entered // 2}
 
-    def after_layer(self, layer):
+    def pick(self, layer, count):
         return layer.visual[len(layer.visual) // 2 :]
-
-    def schedule(self, workload):
-        tokens, layers = workload.visual_tokens, workload.architecture.layers
-        return [tokens] * 2 + [tokens - tokens // 2] * (layers - 2)

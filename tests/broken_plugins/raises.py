@@ -9,8 +9,8 @@ from tokenzoo import TokenReducer
 class Raises(TokenReducer):
     name = "raises"
 
-    def pre_llm(self, tokens):
-        return {}["no such key"]
+    def left(self, views, source, architecture):
+        return sum(views) // 2
 
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
+    def reduce(self, tokens):
+        return {}["no such key"]

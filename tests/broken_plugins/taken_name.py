@@ -9,5 +9,5 @@ from tokenzoo import TokenReducer
 class TakenName(TokenReducer):
     name = "aim"
 
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
+    def left(self, views, source, architecture):
+        return sum(views)

@@ -11,9 +11,9 @@ from tokenzoo import Reduction, TokenReducer
 class WrongShape(TokenReducer):
     name = "wrong_shape"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
         half = len(tokens.features) // 2
         return Reduction(tokens.features[:half, :-1], torch.arange(half))
-
-    def schedule(self, workload):
-        return [workload.visual_tokens // 2] * workload.architecture.layers

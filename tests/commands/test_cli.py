@@ -115,7 +115,7 @@ def test_list_and_show() -> None:
     rows = json.loads(call("list", "--format", "json").stdout)
     assert {"aim", "none", "prumerge_plus"} <= {row["name"] for row in rows}
     shown = call("show", "fastv", COLUMNS="100").stdout
-    for part in ("fastv:", "after_layer", "Parameters", "integer ≥ 1", "Presets", "arxiv.org/abs/2403.06764", "Faithful"):
+    for part in ("fastv:", "inside the LLM", "Parameters", "integer ≥ 1", "Presets", "arxiv.org/abs/2403.06764", "Faithful"):
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 100
 

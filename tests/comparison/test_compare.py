@@ -33,16 +33,14 @@ class Broken(TokenReducer):
     name: ClassVar[str] = "breaks_midway"
     seen = 0
 
-    def layers(self, num_layers):
-        return (1,)
+    def kept(self, entered, layers):
+        return {1: entered // 2}
 
-    def after_layer(self, layer):
+    def score(self, layer):
         type(self).seen += 1
         if type(self).seen > 2:
             raise ZeroDivisionError("no token left to divide by")
-
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
+        return layer.visual.float()
 """
 
 
@@ -170,17 +168,15 @@ from tokenzoo import TokenReducer
 @dataclass
 class Lying(TokenReducer):
     name = "lying"
-    def layers(self, num_layers):
-        return (1,)
-    def after_layer(self, layer):
+    def kept(self, entered, layers):
+        return {1: 1}
+    def pick(self, layer, count):
         import torch
         return torch.arange(len(layer.visual) // 2)
-    def schedule(self, workload):
-        return [workload.visual_tokens, 1] + [1] * (workload.architecture.layers - 2)
 """
 
 
-def test_a_schedule_that_lies_is_a_failed_row(tmp_path, capsys, monkeypatch):
+def test_a_method_that_keeps_more_than_it_declares_is_a_failed_row(tmp_path, capsys, monkeypatch):
     plugin = tmp_path / "lying.py"
     plugin.write_text(LYING)
     monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
@@ -189,7 +185,7 @@ def test_a_schedule_that_lies_is_a_failed_row(tmp_path, capsys, monkeypatch):
     assert cli.run(["--plugin", str(plugin), "compare", "--methods", "lying", *options]) == 1
     row = json.loads(capsys.readouterr().out)["sections"][0]["rows"][-1]
     assert row["status"] == "failed" and row["prices"] == {}
-    assert "schedule() promises 1 tokens in layer 1, 144 were there" in row["note"]
+    assert "it declared 1 tokens and returned 72" in row["note"]
 
 
 def test_a_method_that_fails_in_mid_run_is_a_failed_row(tmp_path, capsys, monkeypatch):

@@ -23,11 +23,11 @@ from tokenzoo import TokenReducer
 @dataclass
 class Mine(TokenReducer):
     name = "mine"
-    def layers(self, num_layers):
-        return (1,)
-    def after_layer(self, layer):
+    def kept(self, entered, layers):
         from {helper} import share
-        return list(range(share))
+        return {{1: share}}
+    def score(self, layer):
+        return layer.visual.float()
 """
 
 

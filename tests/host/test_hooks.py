@@ -14,8 +14,11 @@ from tokenzoo_plugins.random import RandomSelection
 from tokenzoo_plugins.uniform import UniformSelection
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal
 
-from tokenzoo import Architecture, Reduction, Source, UnsupportedError, Workload
-from tokenzoo.method.events import DecoderLayer, VisualTokens
+from tokenzoo import Architecture, Reduction, Source, TokenReducer, UnsupportedError, Workload
+from tokenzoo.host.methods import Methods
+from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.visual_tokens import VisualTokens
+from tokenzoo.testing.authors import decide
 
 DECODER = Architecture("tiny", 8, 6, 2, 1, 16, 32, encoder_hidden=6, encoder_layers=3)
 
@@ -24,19 +27,29 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def tokens_of(*grids: tuple[int, int], has_cls: bool = False, seed: int = 0) -> VisualTokens:
+class Keys:
+    """An encoder of which the queries and keys are given."""
+
+    def __init__(self, *query_key: torch.Tensor) -> None:
+        self.given = query_key
+
+    def query_key(self, layer: int) -> tuple[torch.Tensor, ...]:
+        return self.given
+
+
+def tokens_of(*grids: tuple[int, int], has_cls: bool = False, seed: int = 0, early: bool = False) -> VisualTokens:
     sizes = [height * width for height, width in grids]
-    recorded = {}
+    encoder = None
     if len(set(sizes)) == 1:
-        recorded = {2: tuple(3 * normal(len(grids), sizes[0] + has_cls, 6, seed=seed + k) for k in (1, 2))}
+        encoder = Keys(*(3 * normal(len(grids), sizes[0] + has_cls, 6, seed=seed + k) for k in (1, 2)))
     return VisualTokens(
         kind="image",
         features=normal(sum(sizes), 8, seed=seed),
         view=torch.arange(len(grids)).repeat_interleave(torch.tensor(sizes)),
         grids=grids,
-        memory={},
-        recorded_layers=recorded,
+        early=early,
         has_cls=has_cls,
+        encoder=encoder,
     )
 
 
@@ -53,12 +66,37 @@ def layer_of(text: int, visual: int, index: int = 1) -> DecoderLayer:
         visual=is_visual.nonzero()[:, 0],
         text=(~is_visual).nonzero()[:, 0],
         entered=visual,
-        memory={},
-        source_memories=[],
-        scaling=0.5,
-        query_key=lambda: (states[0], states[1]),
-        next_query_key=lambda rows: (states[0][:, rows], states[1]),
+        signals=Signals(*states),
     )
+
+
+class Signals:
+    """A decoder of which the queries and keys are given, the next layer's the same."""
+
+    scaling = 0.5
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        self.given = query, key
+
+    def query(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.given[0][:, rows]
+
+    def key(self, rows: torch.Tensor | None) -> torch.Tensor:
+        return self.given[1] if rows is None else self.given[1][:, rows]
+
+    def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return self.query(rows)
+
+    def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        return self.key(rows)
+
+
+def after(method: TokenReducer, layer: DecoderLayer) -> torch.Tensor | None:
+    """What a method keeps after a layer, asked as the host asks; None where everything stays."""
+    count = method.kept(layer.entered, layer.num_layers)[layer.index]
+    if count >= len(layer.visual):
+        return None
+    return layer.visual[:0] if count <= 0 else method.pick(layer, count)
 
 
 # --- before the projector -------------------------------------------------------------------------------------------
@@ -71,8 +109,9 @@ def test_prumerge_of_few_tokens(method: PruMerge, grids: tuple, has_cls: bool) -
     """Fewer candidates than neighbours, no outliers, single tokens: always a valid reduction, as priced."""
     tokens = tokens_of(*grids, has_cls=has_cls)
     total = len(tokens.features)
-    result = method.before_projector(tokens)
-    tokens.reduce(result, method.name)
+    result = decide(method, tokens)
+    if result is not None:
+        tokens.apply(result, method.name)
     assert 1 <= len(tokens.features) <= total
     source = Source("image", tuple(height * width for height, width in grids))
     if method.fixed_schedule:
@@ -84,18 +123,18 @@ def test_prumerge_of_few_tokens(method: PruMerge, grids: tuple, has_cls: bool) -
 
 def test_prumerge_without_outliers_leaves_the_extra_token() -> None:
     tokens = tokens_of((4, 4), has_cls=True)
-    tokens.recorded_layers[2] = (torch.zeros(1, 17, 6), torch.zeros(1, 17, 6))
-    result = PruMerge().before_projector(tokens)
+    tokens.encoder = Keys(torch.zeros(1, 17, 6), torch.zeros(1, 17, 6))
+    result = decide(PruMerge(), tokens)
     assert outlier_share(torch.full((16,), 1 / 17)) == 0
     assert torch.allclose(result.features, tokens.features.sum(0, keepdim=True) / 17, atol=1e-6)
-    assert len(PruMergePlus().before_projector(tokens).features) == 2
+    assert len(decide(PruMergePlus(), tokens).features) == 2
 
 
 @pytest.mark.parametrize("budget", range(1, 30))
 @pytest.mark.parametrize("method", [PruMerge, PruMergePlus])
 def test_prumerge_keeps_exactly_its_budget(method: type[PruMerge], budget: int) -> None:
     tokens = tokens_of((3, 3), (3, 3), (3, 3))
-    result = method(tokens=budget).before_projector(tokens)
+    result = decide(method(tokens=budget), tokens)
     count = 27 if result is None else len(result.features)
     assert count == max(3, min(budget, 27))
     workload = Workload(DECODER, (Source("video", (9, 9, 9)),), 4)
@@ -105,10 +144,10 @@ def test_prumerge_keeps_exactly_its_budget(method: type[PruMerge], budget: int) 
 def test_prumerge_merges_each_kept_token_with_its_neighbours() -> None:
     """x_i + Σ a_j x_j over its most similar others, written out by hand."""
     tokens = tokens_of((3, 3), has_cls=True)
-    query, key = tokens.recorded_layers[2]
+    query, key = tokens.encoder.given
     weights = (query[0, 0] @ key[0].T / 6**0.5).softmax(-1)[1:]
     key = key[0, 1:] / key[0, 1:].norm(dim=-1, keepdim=True)
-    result = PruMerge(tokens=3, neighbours=2).before_projector(tokens)
+    result = decide(PruMerge(tokens=3, neighbours=2), tokens)
     for row, i in enumerate(weights.argsort(descending=True)[:2].tolist()):
         similar = key @ key[i]
         similar[i] = -2
@@ -119,14 +158,14 @@ def test_prumerge_merges_each_kept_token_with_its_neighbours() -> None:
 
 def test_prumerge_after_another_method_is_refused() -> None:
     tokens = tokens_of((3, 3))
-    tokens.reduce(torch.arange(4), "first")
+    tokens.apply(torch.arange(4), "first")
     with pytest.raises(UnsupportedError, match="prumerge\\+"):
-        PruMerge().before_projector(tokens)
+        decide(PruMerge(), tokens)
 
 
 def test_prumerge_needs_an_encoder() -> None:
     with pytest.raises(UnsupportedError, match="bare decoder"):
-        PruMerge().check_model(None, Architecture("decoder", 8, 6, 2, 1, 16, 32))
+        _ = Methods([PruMerge()], Architecture("decoder", 8, 6, 2, 1, 16, 32), mrope=False, observers=None).encoder_layers
 
 
 # --- before the LLM -------------------------------------------------------------------------------------------------
@@ -137,8 +176,9 @@ def test_prumerge_needs_an_encoder() -> None:
 def test_aim_merges_as_priced(grids: tuple, retention: float) -> None:
     tokens, method = tokens_of(*grids), AIM(retention=retention, merge_at="pre_llm")
     before = tokens.features
-    result = method.pre_llm(tokens)
-    tokens.reduce(result, "aim")
+    result = decide(method, tokens)
+    if result is not None:
+        tokens.apply(result, "aim")
     source = Source("image", tuple(height * width for height, width in grids))
     assert len(tokens.features) == method.schedule(Workload(DECODER, (source,), 4))[0]
     assert (tokens.view.diff() >= 0).all()
@@ -149,38 +189,38 @@ def test_aim_merges_as_priced(grids: tuple, retention: float) -> None:
 
 
 def test_aim_after_another_method_merges_by_the_keys_of_what_is_left() -> None:
-    tokens = tokens_of((4, 4), has_cls=True)
-    tokens.reduce(torch.arange(0, 16, 2), "first")
-    assert len(AIM(retention=0.5).before_projector(tokens).features) == 4
+    tokens = tokens_of((4, 4), has_cls=True, early=True)
+    tokens.apply(torch.arange(0, 16, 2), "first")
+    assert len(decide(AIM(retention=0.5), tokens).features) == 4
 
 
 def test_random_depends_on_seed_and_count_alone() -> None:
-    first, second = (RandomSelection().pre_llm(tokens_of((6, 6), seed=seed)) for seed in (0, 5))
+    first, second = (decide(RandomSelection(), tokens_of((6, 6), seed=seed)) for seed in (0, 5))
     assert torch.equal(first, second) and len(first) == 9 and (first.diff() > 0).all()
-    assert not torch.equal(first, RandomSelection(seed=1).pre_llm(tokens_of((6, 6))))
-    assert RandomSelection(retention=1).pre_llm(tokens_of((6, 6))) is None
-    assert len(RandomSelection(retention=0).pre_llm(tokens_of((6, 6)))) == 0
+    assert not torch.equal(first, decide(RandomSelection(seed=1), tokens_of((6, 6))))
+    assert decide(RandomSelection(retention=1), tokens_of((6, 6))) is None
+    assert len(decide(RandomSelection(retention=0), tokens_of((6, 6)))) == 0
 
 
 def test_uniform_takes_the_middles() -> None:
-    assert UniformSelection().pre_llm(tokens_of((4, 4))).tolist() == [2, 6, 10, 14]
+    assert decide(UniformSelection(), tokens_of((4, 4))).tolist() == [2, 6, 10, 14]
 
 
 def test_pool_of_uneven_grids() -> None:
     tokens = tokens_of((3, 5), (2, 2))
-    result = AveragePooling().pre_llm(tokens)
+    result = decide(AveragePooling(), tokens)
     assert result.anchors.tolist() == [6, 8, 9, 11, 13, 14, 18]
     assert torch.allclose(result.features[-1], tokens.features[15:].mean(0))
     for row in range(7):
         assert torch.allclose(result.features[row], tokens.features[result.assignment == row].mean(0), atol=1e-6)
-    tokens.reduce(result, "pool")
+    tokens.apply(result, "pool")
     with pytest.raises(UnsupportedError, match="pool\\+"):
-        AveragePooling().pre_llm(tokens)
+        decide(AveragePooling(), tokens)
 
 
 def test_pool_reads_a_row_as_a_square() -> None:
     flat, square = tokens_of((1, 16)), tokens_of((4, 4))
-    assert torch.equal(AveragePooling().pre_llm(flat).features, AveragePooling().pre_llm(square).features)
+    assert torch.equal(decide(AveragePooling(), flat).features, decide(AveragePooling(), square).features)
 
 
 # --- inside the LLM -------------------------------------------------------------------------------------------------
@@ -195,7 +235,9 @@ def test_pool_reads_a_row_as_a_square() -> None:
 )  # fmt: skip
 def test_what_is_kept_is_what_is_priced(method: object, visual: int) -> None:
     layer = layer_of(4, visual)
-    layer.reduce(method.after_layer(layer), method.name)
+    kept = after(method, layer)
+    if kept is not None:
+        layer.apply(kept, method.name, len(kept), "keep")
     schedule = method.replace(**({"retention": 1.0} if isinstance(method, AIM) else {})).schedule(
         Workload(DECODER, (Source("image", (visual,)),), 4)
     )
@@ -209,7 +251,7 @@ def test_the_highest_scores_stay_in_order(method: object) -> None:
         score = layer.importance()
     else:
         score = (layer.attention() if isinstance(method, FastV) else layer.next_attention())[:, 0].mean(0)
-    picked = method.after_layer(layer)
+    picked = after(method, layer)
     left = sorted(set(range(10)) - set(picked.tolist()))
     assert picked.tolist() == sorted(picked.tolist())
     assert score[layer.visual[picked]].min() >= score[layer.visual[left]].max()
@@ -221,5 +263,5 @@ def test_aim_prunes_one_layer_earlier_where_asked() -> None:
 
 
 def test_a_reduction_is_made_of_tensors_on_the_tokens_device() -> None:
-    result = AIM(retention=0.5, merge_at="pre_llm").pre_llm(tokens_of((4, 4)))
+    result = decide(AIM(retention=0.5, merge_at="pre_llm"), tokens_of((4, 4)))
     assert isinstance(result, Reduction) and result.anchors.dtype == torch.long == result.assignment.dtype

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenzoo import Source, ops
+from tokenzoo import Source
+from tokenzoo.method import accounting, ops
+from tokenzoo.method.ops import attention
 
 seeds = st.integers(0, 2**16)
 quick = settings(max_examples=40, deadline=None)
@@ -52,7 +54,7 @@ def test_attention_weights_of_some_rows(tokens: int, heads: tuple[int, int], see
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1), (6, 2)])
 @pytest.mark.parametrize("held", [1, 1 << 15, 1 << 21])
 def test_pagerank_equals_the_naive_one(tokens: int, heads: tuple[int, int], held: int, monkeypatch) -> None:
-    monkeypatch.setattr(ops, "_PAGERANK_ELEMENTS", held)
+    monkeypatch.setattr(attention, "_PAGERANK_ELEMENTS", held)
     query, key = 3 * normal(tokens, heads[0], tokens, 8), normal(tokens + 1, heads[1], tokens, 8)
     move = (naive_weights(query.double(), key.double(), 0.35) / 0.1).softmax(-1)
     rank = torch.full((heads[0], 1, tokens), 1 / tokens, dtype=torch.double)
@@ -223,20 +225,10 @@ def test_average_pool(height: int, width: int, stride: int, seed: int) -> None:
     assert torch.allclose(ops.average_pool(x, (height, width), stride), torch.stack(expected, 1), atol=1e-6)
 
 
-@quick
-@given(st.integers(0, 50), st.dictionaries(st.integers(0, 12), st.integers(0, 60)), st.integers(1, 10))
-def test_token_schedule_never_grows(entry: int, kept: dict[int, int], layers: int) -> None:
-    schedule = ops.token_schedule(entry, kept, layers)
-    assert len(schedule) == layers and schedule[0] == entry
-    assert all(later <= earlier for earlier, later in pairwise(schedule))
-    for layer in ops.acting_layers(schedule, kept):
-        assert 0 < kept[layer] < schedule[layer]
-
-
 def test_newlines_that_a_reduction_before_the_projector_leaves() -> None:
-    assert ops.structural_left(Source("image", (4, 9), 3, (4, 4, 4))) == 0
-    assert ops.structural_left(Source("video", (4, 4), 1, (16, 16))) == 1
-    assert ops.structural_left(Source("image", (4,), 2)) == 2
+    assert accounting.structural_left(Source("image", (4, 9), 3, (4, 4, 4))) == 0
+    assert accounting.structural_left(Source("video", (4, 4), 1, (16, 16))) == 1
+    assert accounting.structural_left(Source("image", (4,), 2)) == 2
 
 
 def test_the_closed_forms_need_no_torch() -> None:

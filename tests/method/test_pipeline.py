@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tokenzoo.errors import UserError
+from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reduction import DataDependentError, UnreachableError
-from tokenzoo.method.workload import Architecture, Workload
+from tokenzoo.method.workload import Architecture, Recorded, RecordedSource, Workload
 from tokenzoo.zoo.plugins import load_zoo
 
 ARCHITECTURE = Architecture("a", hidden=64, layers=32, heads=4, kv_heads=4, intermediate=128, vocab=10, has_cls=True)
@@ -49,21 +49,43 @@ def test_data_dependent_methods_are_priced_from_what_was_recorded() -> None:
     assert not pipeline.fixed_schedule
     with pytest.raises(DataDependentError):
         pipeline.schedule(IMAGE)
-    recorded = Workload(ARCHITECTURE, IMAGE.sources, 40, recorded=((41,),))
+    recorded = Workload(ARCHITECTURE, IMAGE.sources, 40, recorded=Recorded((RecordedSource(((41,),)),), (41,)))
     assert pipeline.schedule(recorded) == [41] * 10 + [0] * 22
 
 
-def test_two_methods_before_the_llm_have_no_closed_form() -> None:
-    pipeline = build("uniform:retention=0.5+aim")
+def test_a_second_method_before_the_llm_is_given_what_the_first_left_of_each_view() -> None:
+    video = Workload.video(ARCHITECTURE, 4, 9, 40)
+    assert build("pool+aim:retention=0.5,merge_at=pre_llm").schedule(video)[0] == 4 * 2
+    assert build("aim:retention=0.5,merge_at=pre_llm+uniform:retention=0.5").schedule(video)[0] == 10
+
+
+def test_what_a_free_choice_among_views_leaves_of_each_is_recorded() -> None:
+    pipeline, video = build("random:retention=0.5+aim:retention=0.5,merge_at=pre_llm"), Workload.video(ARCHITECTURE, 2, 9, 40)
     assert not pipeline.fixed_schedule
-    with pytest.raises(DataDependentError, match="two methods before the LLM"):
-        pipeline.schedule(IMAGE)
+    with pytest.raises(DataDependentError, match="chooses freely"):
+        pipeline.schedule(video)
+    recorded = Recorded((RecordedSource(((4, 5), (2, 3))),), (5,))
+    assert pipeline.schedule(Workload(ARCHITECTURE, video.sources, 40, recorded))[0] == 2 + 3
+
+
+def test_whole_views_come_first() -> None:
+    with pytest.raises(UnsupportedError, match="Write it first"):
+        build("uniform:retention=0.5+pool").schedule(IMAGE)
+
+
+def test_each_method_is_priced_on_what_reaches_it() -> None:
+    pipeline = build("fastv:K=2,R=0.5+pdrop")
+    schedule, text = pipeline.schedule(IMAGE), IMAGE.text_tokens
+    fastv, pdrop = pipeline.reducers
+    expected = fastv.score_flops(schedule[1] + text, ARCHITECTURE)
+    expected += sum(pdrop.score_flops(schedule[layer] + text, ARCHITECTURE) for layer in (15, 23))
+    assert schedule == [576] * 2 + [288] * 14 + [144] * 8 + [72] * 8 and pipeline.overhead(IMAGE) == expected
 
 
 def test_only_a_single_method_has_a_knob() -> None:
-    assert str(build("fastv").at_retention(0.25)) == "fastv:R=0.75"
+    assert str(build("fastv").at_retention(0.25, 32)) == "fastv:R=0.75"
     with pytest.raises(UnreachableError):
-        build("fastv+vtw").at_retention(0.25)
+        build("fastv+vtw").at_retention(0.25, 32)
 
 
 def test_a_pipeline_needs_a_method() -> None:

@@ -18,8 +18,10 @@ from tokenzoo_plugins.prumerge_plus import PruMergePlus
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal, find_k
 
 import tokenzoo
-from tokenzoo.method import ops
-from tokenzoo.method.events import DecoderLayer, VisualTokens
+from tokenzoo import Architecture, Source, ops
+from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.visual_tokens import VisualTokens
+from tokenzoo.testing.authors import decide
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TESTED: set[str] = set()
@@ -76,10 +78,20 @@ def visual_tokens(x: torch.Tensor, layer: tuple[torch.Tensor, torch.Tensor] | No
         features=x.flatten(0, 1),
         view=torch.arange(views).repeat_interleave(tokens),
         grids=((1, tokens),) * views,
-        memory={},
-        recorded_layers={} if layer is None else {23: layer},
+        early=layer is not None,
         has_cls=cls,
+        encoder=layer and Keys(layer),
     )
+
+
+class Keys:
+    """An encoder of which the queries and keys are given."""
+
+    def __init__(self, query_key: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.given = query_key
+
+    def query_key(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.given
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -113,7 +125,7 @@ def test_aim_merge_with_ties(name: str) -> None:
 @pytest.mark.parametrize("name", cases("aim_merge_chain_ov"))
 def test_aim_merges_frames_in_rounds(name: str, retention: float, round_: int) -> None:
     arrays = golden(name)
-    merged = AIM(retention=retention).pre_llm(visual_tokens(arrays["x0"]))
+    merged = decide(AIM(retention=retention), visual_tokens(arrays["x0"]))
     assert AIM(retention=0.016)._removals(196) == arrays["rs"].tolist()
     assert close(merged.features.view(2, -1, 24), arrays[f"x{round_}"])
 
@@ -125,8 +137,9 @@ def test_aim_merges_clip_tokens_by_their_keys(name: str, retention: float, round
     keys = torch.cat([torch.full((1, 1, 24), torch.nan), arrays["k0"]], dim=1)
     method, tokens = AIM(retention=retention), visual_tokens(arrays["x0"], (keys, keys), cls=True)
     assert AIM(retention=0.125)._removals(576) == arrays["rs"].tolist()
-    assert close(method.before_projector(tokens).features[None], arrays[f"x{round_}"])
-    assert method.pre_llm(tokens) is None
+    assert close(decide(method, tokens).features[None], arrays[f"x{round_}"])
+    one = Architecture("a", 24, 1, 1, 1, 1, 1, encoder_layers=24, has_cls=True)
+    assert method.early(Source("image", (576,)), one) and not method.early(Source("video", (576, 576)), one)
 
 
 @pytest.mark.parametrize("name", cases("aim_importance_[0-9]*"))
@@ -164,9 +177,10 @@ def run_aim(name: str) -> tuple[Any, Any, dict[str, Any], dict[int, torch.Tensor
     model = tiny(name.split("_prune")[0] + "_weights")
 
     class Recorded(AIM):
-        def after_layer(self, layer: DecoderLayer) -> torch.Tensor | None:
-            scores.setdefault(layer.index, layer.importance(self.temperature, self.iterations))
-            return super().after_layer(layer)
+        def score(self, layer: DecoderLayer) -> torch.Tensor:
+            score = super().score(layer)
+            scores.setdefault(layer.index, score)
+            return score
 
     spans = [(int(start), int(end)) for start, end, _ in arrays["boundaries"]]
     inputs = {key: arrays[key] for key in ("inputs_embeds", "position_ids")}
@@ -208,7 +222,7 @@ def masked_like_released(name: str, votes: bool) -> list[list[int]]:
     hidden = arrays["inputs_embeds"][:1]
     shown = torch.ones(total, dtype=torch.bool)
     cos, sin = model.rotary_emb(hidden, torch.arange(total)[None])
-    kept, picks = AIM()._kept(end - start, len(model.layers)), []
+    kept, picks = AIM().kept(end - start, len(model.layers)), []
     for index, layer in enumerate(model.layers):
         mask = torch.ones(total, total).tril().bool() & (shown | torch.eye(total).bool())
         states = layer.input_layernorm(hidden)
@@ -309,8 +323,9 @@ def test_fastv_reads_the_attention_of_the_layer_before_k(name: str) -> None:
     arrays, weights = golden(name), []
 
     class Row(FastV):
-        def after_layer(self, layer: DecoderLayer) -> None:
+        def score(self, layer: DecoderLayer) -> torch.Tensor:
             weights.append(layer.attention("last")[:, 0])
+            return super().score(layer)
 
     with torch.no_grad(), tokenzoo.apply(tiny("fastv_weights"), Row(K=int(arrays["K"])), visual=span(arrays)):
         tiny("fastv_weights")(inputs_embeds=arrays["inputs_embeds"])
@@ -321,7 +336,7 @@ def test_fastv_reads_the_attention_of_the_layer_before_k(name: str) -> None:
 def test_fastv_rounds_as_the_hugging_face_port(name: str) -> None:
     arrays = golden(name)
     for tokens, share, kept in zip(*(arrays[key].tolist() for key in ("img_len", "r", "rank_round")), strict=True):
-        assert FastV(R=share)._kept(tokens) == kept
+        assert FastV(R=share).kept(tokens, 8)[1] == kept
 
 
 @pytest.mark.parametrize("name", cases("pdrop_b*") + cases("pdrop_llava15"))
@@ -389,7 +404,7 @@ def test_prumerge(name: str) -> None:
         assert method.pick(attention, None).tolist() == arrays["idx"][view].tolist()
     if len(x) == 1:
         assert outlier_share(attention) == pytest.approx(float(arrays["outlier_ratio"]))
-    merged = method.before_projector(visual_tokens(x, (arrays["q"], arrays["k"]), cls=True))
+    merged = decide(method, visual_tokens(x, (arrays["q"], arrays["k"]), cls=True))
     assert close(merged.features.view(len(x), -1, x.shape[-1]), arrays["out"])
 
 
@@ -401,7 +416,7 @@ def test_prumerge_without_cls(name: str) -> None:
     attention = encoder_attention(query[0], arrays["k"][0], has_cls=False)
     assert close(attention, arrays["attn"][0])
     assert PruMerge().pick(attention, None).tolist() == arrays["idx"][0].tolist()
-    assert close(PruMerge().before_projector(visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0])
+    assert close(decide(PruMerge(), visual_tokens(arrays["x"], (query, arrays["k"]))).features, arrays["out"][0])
 
 
 @pytest.mark.parametrize("name", [name for name in cases("prumergeplus_*") if name.endswith("fixed8")])

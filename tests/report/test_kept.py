@@ -23,7 +23,7 @@ def test_pruned_patches_are_gone_from_their_layer_on():
 
 
 def test_merged_patches_live_as_long_as_what_they_went_into():
-    source = SourceTrace(Source("image", (4,)), ((2, 2),), (7, 6), 4, (2,), [0, 1, 0, -1])
+    source = SourceTrace(Source("image", (4,)), ((2, 2),), (7, 6), 4, (2,), ((2,),), [0, 1, 0, -1])
     assert patch_rows(source).tolist() == [7, 6, 7, -1]
     first, last = stage_pictures(trace(source, [(0, list(range(12))), (1, [0, 7])]))
     assert first.views[0].tolist() == [[True, True], [True, False]]
@@ -38,7 +38,7 @@ def test_newlines_are_no_patches():
 
 
 def test_everything_dropped_before_the_llm():
-    source = SourceTrace(Source("image", (4,)), ((2, 2),), (), 0, (0,), [-1] * 4)
+    source = SourceTrace(Source("image", (4,)), ((2, 2),), (), 0, (0,), ((0,),), [-1] * 4)
     assert not stage_pictures(trace(source, [(0, [0, 1])]))[0].views[0].any()
 
 

@@ -11,22 +11,22 @@ import torch
 
 from tokenzoo import Reduction, TokenReducer
 from tokenzoo.testing import assert_golden, check_reducer, visual_tokens
-from tokenzoo.testing.authors import assert_contract
+from tokenzoo.testing.authors import assert_contract, decide
 from tokenzoo.zoo.additions import import_file, reducers_in
 from tokenzoo.zoo.plugins import load_zoo
 
 BROKEN = Path(__file__).parents[1] / "broken_plugins"
 #: What is found first of each plugin that can be loaded: the guarantee, and words of the sentence.
 FOUND = {
-    "batch_as_one": (6, "kept index 1..64 is out of range: 36 visual tokens were given"),
-    "breaks_promise": (6, "schedule() promises 18 visual tokens in layer 0, 19 were there"),
+    "batch_as_one": (6, "is out of range: 36 visual tokens were given"),
+    "breaks_promise": (6, "it declared 18 tokens and returned 19"),
     "drops_text": (6, "text token 0 of the prompt is gone in decoder layer 2"),
     "duplicates": (6, "the same token is kept twice"),
     "keeps_state": (6, "the same call twice keeps other tokens"),
-    "mutates_input": (3, "after_layer (layer 1) changed its input in place (hidden_states)"),
+    "mutates_input": (3, "pick (layer 1) changed its input in place (hidden_states)"),
     "not_a_number": (6, "features hold NaN or infinity"),
     "out_of_range": (6, "is out of range: 36 visual tokens were given"),
-    "raises": (4, "KeyError: 'no such key' (raises.py, line 13)"),
+    "raises": (4, "KeyError: 'no such key' (raises.py, line 16)"),
     "wrong_shape": (6, "features have shape [18, 63], expected [18, 64]"),
 }
 
@@ -47,13 +47,13 @@ class WrongKnob(TokenReducer):
     name = "wrong-knob"
     keep: float = 0.5
 
-    def layers(self, num_layers):
-        return (1,)
+    def kept(self, entered, layers):
+        return {1: int(self.keep * entered)}
 
-    def after_layer(self, layer):
-        return torch.arange(int(self.keep * len(layer.visual)))
+    def score(self, layer):
+        return layer.visual.float()
 
-    def at_retention(self, retention):
+    def at_retention(self, retention, layers):
         return self.replace(keep=1 - retention)
 
 
@@ -77,33 +77,27 @@ def test_the_batch_that_is_read_as_one_sample() -> None:
 class Writes(TokenReducer):
     name = "writes"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
         self.seen = len(tokens.features)
         return torch.arange(self.seen // 2)
-
-    def schedule(self, workload):
-        return [sum(sum(s.view_tokens) // 2 + s.structural for s in workload.sources)] * workload.architecture.layers
 
 
 @dataclass
 class Idle(TokenReducer):
     name = "idle"
 
-    def after_layer(self, layer):
-        return layer.visual[:0]
-
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
+    def kept(self, entered, layers):
+        return {1: entered}
 
 
-class NoSchedule(Writes):
-    name = "no_schedule"
+class Greedy(Writes):
+    name = "greedy"
 
-    def pre_llm(self, tokens):
-        return torch.arange(len(tokens.features) // 2)
-
-    def schedule(self, workload):
-        raise NotImplementedError("to be done")
+    def left(self, views, source, architecture):
+        return 2 * sum(views)
 
 
 @dataclass
@@ -112,18 +106,28 @@ class Merges(TokenReducer):
 
     name = "merges"
 
-    def pre_llm(self, tokens):
+    def left(self, views, source, architecture):
+        return sum(views) // 2
+
+    def reduce(self, tokens):
         return _pairs(tokens.features)
 
-    def layers(self, num_layers):
-        return (3,)
+    def kept(self, entered, layers):
+        return {3: entered // 2}
 
-    def after_layer(self, layer):
+    def pick(self, layer, count):
         return _pairs(layer.hidden_states[layer.visual])
 
-    def schedule(self, workload):
-        entered = sum(sum(s.view_tokens) // 2 + s.structural for s in workload.sources)
-        return [entered] * 4 + [entered // 2] * (workload.architecture.layers - 4)
+
+class Appends(Merges):
+    """Right: what is merged inside the LLM stands behind its picture, and positions are counted anew."""
+
+    name = "appends"
+    layer_positions = "renumber"
+
+    def pick(self, layer, count):
+        pairs = _pairs(layer.hidden_states[layer.visual])
+        return Reduction(pairs.features, pairs.anchors.flip(0), appended=min(2, count))
 
 
 def _pairs(features):
@@ -136,7 +140,7 @@ def _pairs(features):
     [
         (Writes, 3, "it wrote to self (seen)"),
         (Idle, 1, "not one token was dropped"),
-        (NoSchedule, 6, "schedule() raised NotImplementedError: to be done"),
+        (Greedy, 4, "promises to leave [72] of the [36] tokens"),
     ],
 )
 def test_quieter_faults(method: type[TokenReducer], guarantee: int, words: str) -> None:
@@ -147,6 +151,7 @@ def test_quieter_faults(method: type[TokenReducer], guarantee: int, words: str) 
 def test_a_right_method_passes() -> None:
     assert check_reducer(Merges, families=["llava", "qwen2-vl"], backends=["sdpa"]) == []
     assert assert_contract(Merges()) == ""
+    assert check_reducer(Appends, families=["llava", "llava-next"], backends=["sdpa"]) == []
 
 
 def test_the_authors_assertion_fails_in_words() -> None:
@@ -165,7 +170,7 @@ def test_golden_cases(tmp_path: Path) -> None:
     features = torch.randn(16, 4)
     path = tmp_path / "case.npz"
     uniform = load_zoo().build("uniform:retention=0.25").reducers[0]
-    kept = uniform.pre_llm(visual_tokens(features, (4, 4)))
+    kept = decide(uniform, visual_tokens(features, (4, 4)))
     np.savez(path, features=features, grids=[[4, 4]], kept=kept, merged=features[kept])
     assert_golden(uniform, path)
     np.savez(path, features=features, grids=[[4, 4]], kept=kept + 1)

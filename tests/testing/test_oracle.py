@@ -19,9 +19,9 @@ LAYERS = 12
 
 def outcome_of(method: str, family: str = "llava", case: str = "left") -> tuple[Outcome, list]:
     reducers = list(load_zoo().build(method).reducers)
-    watched = [watch(reducer) for reducer in reducers]
+    watched = [watch(reducer, number) for number, reducer in enumerate(reducers)]
     tiny = tiny_case(family, case, layers=LAYERS)
-    return run(tiny, [w for w, _ in watched], [calls for _, calls in watched]), reducers
+    return run(tiny, watched), reducers
 
 
 def swap_a_token(outcome: Outcome) -> None:

@@ -21,12 +21,10 @@ from tokenzoo import TokenReducer
 @dataclass
 class Ending(TokenReducer):
     name = "ending"
-    def layers(self, num_layers):
-        return (1,)
-    def after_layer(self, layer):
+    def kept(self, entered, layers):
+        return {{1: entered // 2}}
+    def score(self, layer):
         {hook}
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
 def deep(n):
     return deep(n + 1)
 {top}

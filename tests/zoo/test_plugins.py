@@ -17,9 +17,9 @@ from tokenzoo.zoo.specification import parse, split_methods
 
 BROKEN = Path(__file__).parents[1] / "broken_plugins"
 UNLOADABLE = {
-    "bad_signature": "defines pre_llm(self, tokens, attention), expected pre_llm(self, tokens)",
+    "bad_signature": "defines reduce(self, tokens, attention), expected reduce(self, tokens)",
     "cannot_import": "No module named 'a_package_that_nobody_has' (cannot_import.py, line 3)",
-    "misspelt_hook": "Did you mean 'after_layer'?",
+    "misspelt_hook": "Did you mean 'score'?",
     "misspelt_registration": "'tokenzoo_method' is no hook. Did you mean 'tokenzoo_methods'?",
     "other_version": "needs tokenzoo >=99",
     "taken_name": "the method name 'aim' is taken by tokenzoo",
@@ -31,8 +31,8 @@ from tokenzoo import TokenReducer
 class Mine(TokenReducer):
     name = "mine"
     share: float = 0.5
-    def schedule(self, workload):
-        return [workload.visual_tokens] * workload.architecture.layers
+    def left(self, views, source, architecture):
+        return sum(views)
 """
 
 

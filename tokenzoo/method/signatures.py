@@ -14,7 +14,20 @@ from tokenzoo.method.reducer import TokenReducer
 #: The decisions of a method: what it does to tokens.
 DECISIONS = ("reduce", "pick")
 #: Every method of TokenReducer that a method may override, in the order of the documentation.
-OVERRIDABLE = tuple(name for name, value in vars(TokenReducer).items() if inspect.isfunction(value) and not name.startswith("_"))
+OVERRIDABLE = (
+    "check",
+    "check_model",
+    "early",
+    "left",
+    "reduce",
+    "encoder_layers",
+    "kept",
+    "score",
+    "pick",
+    "at_retention",
+    "reduce_flops",
+    "score_flops",
+)
 
 
 class InvalidMethodError(UserError):

@@ -19,6 +19,7 @@ _HOME = {
     "contract_tests": "authors",
     "assert_contract": "authors",
     "visual_tokens": "authors",
+    "decide": "authors",
     "assert_golden": "authors",
     "full_prompt": "oracle",
     "oracle_logits": "oracle",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenzoo.method.accounting import promised
+from tokenzoo.method.accounting import check_whole, promised
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import Reduction
 from tokenzoo.method.visual_tokens import VisualTokens
@@ -94,6 +94,19 @@ def visual_tokens(features: torch.Tensor, grids: Grids, kind: str = "image", **m
     return VisualTokens(kind=kind, features=features, view=view, grids=tuple(views), **more)
 
 
+def decide(reducer: TokenReducer, tokens: VisualTokens) -> torch.Tensor | Reduction | None:
+    """What `reduce` returns for tokens made by hand, asked as the host asks; None where nothing is to be removed.
+
+    Sets `tokens.left` to what the method declares. Raises UnsupportedError where it needs whole views and they are not.
+    """
+    check_whole(reducer, untouched=tokens.anchors is None)
+    views = tuple(tokens.view_counts())
+    source = Source(tokens.kind, views, grids=tokens.grids)  # type: ignore[arg-type]
+    decoder = Architecture("by hand", tokens.features.shape[1], 1, 1, 1, 1, 1, encoder_layers=1, has_cls=tokens.has_cls)
+    tokens.left = promised(reducer, views, source, decoder)
+    return None if tokens.left is not None and sum(tokens.left) == sum(views) else reducer.reduce(tokens)
+
+
 def assert_golden(reducer: TokenReducer, path: str | Path, tolerance: float = 1e-5) -> None:
     """Compare `reduce` with what the published code returned on the same input, saved with numpy.savez.
 
@@ -106,10 +119,7 @@ def assert_golden(reducer: TokenReducer, path: str | Path, tolerance: float = 1e
     if missing or not {"kept", "merged"} & set(arrays):
         raise ValueError(f"'{path}' must hold features, grids, and kept or merged; it holds {sorted(arrays)}.")
     grids = [(int(height), int(width)) for height, width in arrays["grids"].tolist()]
-    sizes = tuple(height * width for height, width in grids)
-    source = Source("image", sizes, grids=tuple(grids))
-    decoder = Architecture("golden", arrays["features"].shape[1], 1, 1, 1, 1, 1)
-    result = reducer.reduce(visual_tokens(arrays["features"], grids, left=promised(reducer, sizes, source, decoder)))
+    result = decide(reducer, visual_tokens(arrays["features"], grids))
     if "kept" in arrays:
         kept = result.anchors if isinstance(result, Reduction) else result
         assert kept is not None and kept.tolist() == arrays["kept"].tolist(), (
