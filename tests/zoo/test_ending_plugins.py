@@ -23,6 +23,8 @@ class Ending(TokenReducer):
     name = "ending"
     def kept(self, entered, layers):
         return {{1: entered // 2}}
+    def score_flops(self, tokens, architecture):
+        return 0
     def score(self, layer):
         {hook}
 def deep(n):
