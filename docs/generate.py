@@ -32,7 +32,7 @@ def hooks_page() -> str:
     for name in OVERRIDABLE:
         parts.append(_function(name, getattr(TokenReducer, name)))
     parts.append("## What the host hands over\n")
-    from tokenzoo.method.events import DecoderLayer, VisualTokens
+    from tokenzoo import DecoderLayer, VisualTokens
 
     for event in (VisualTokens, DecoderLayer):
         parts.append(f"### `{event.__name__}`\n\n{inspect.cleandoc(event.__doc__ or '')}\n")
@@ -60,7 +60,7 @@ def methods_page() -> str:
     zoo = load_zoo((), ())
     described = [describe(zoo, name) for name in zoo.names() if zoo.info(name).kind == "built-in"]
     rows = "\n".join(f"| [`{m.name}`](#{m.name}) | {m.summary} | {', '.join(m.hooks) or 'none'} |" for m in described)
-    head = "# Methods\n\n| Method | What it does | Hooks |\n|---|---|---|\n" + rows + "\n"
+    head = "# Methods\n\n| Method | What it does | Where it acts |\n|---|---|---|\n" + rows + "\n"
     return head + "\n".join(map(_method, described))
 
 

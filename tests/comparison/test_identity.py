@@ -161,7 +161,14 @@ def test_tokenzoos_own_code_is_covered(tmp_path, monkeypatch):
     copied = shutil.copytree(code._OWN, tmp_path / "tokenzoo", ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
     monkeypatch.setattr(code, "_OWN", copied)
     before, seen = running_code(), set()
-    for name in ("method/accounting.py", "host/run.py", "models/inputs.py", "bench/evaluate.py", "comparison/cells.py", "cost/costs.py"):
+    for name in (
+        "method/accounting.py",
+        "host/run.py",
+        "models/inputs.py",
+        "bench/evaluate.py",
+        "comparison/cells.py",
+        "cost/costs.py",
+    ):
         (copied / name).write_text((copied / name).read_text() + "\nAPPENDED = 1\n")
         seen.add(running_code())
     assert len(seen | {before}) == 7

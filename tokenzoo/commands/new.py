@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from tokenzoo.text import visible
+
 TEMPLATES = Path(__file__).parent.parent / "templates" / "method"
 #: Each file of the new distribution and the template it is made from.
 FILES = {
@@ -25,8 +27,8 @@ def command(name: str, directory: Path | None) -> None:
     """Start a method of your own, called NAME: a distribution that installs and passes its test as it is."""
     written = write(name, directory or Path(name))
     module = module_name(name)
-    click.echo("\n".join(f"wrote {path}" for path in written))
-    click.echo(f"\nNext:\n  cd {directory or name}\n  pip install -e '.[test]'\n  python -m pytest")
+    click.echo(visible("\n".join(f"wrote {path}" for path in written)))
+    click.echo(visible(f"\nNext:\n  cd {directory or name}\n  pip install -e '.[test]'\n  python -m pytest"))
     click.echo(f"  tokenzoo check {module}.py\n  tokenzoo compare --methods aim,{name}\nThe method is in {module}.py.")
 
 

@@ -13,6 +13,7 @@ def command() -> None:
     from tokenzoo import __version__
     from tokenzoo.errors import UserError
     from tokenzoo.report.terminal import print_table
+    from tokenzoo.text import visible
     from tokenzoo.zoo.plugins import PluginWarning, load_zoo
 
     warnings.simplefilter("ignore", PluginWarning)
@@ -34,4 +35,4 @@ def command() -> None:
     print_table(("Plugin", "Kind", "From", "Methods"), rows)
     if zoo.failures:
         click.echo()
-        print_table(("Not loaded", "Reason"), list(zoo.failures.items()))
+        print_table(("Not loaded", "Reason"), [(visible(name), visible(why)) for name, why in zoo.failures.items()])
