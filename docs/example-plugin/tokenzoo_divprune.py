@@ -36,6 +36,10 @@ class DivPrune(TokenReducer):
     def reduce(self, tokens: VisualTokens) -> torch.Tensor:
         return farthest_first(tokens.features, tokens.count)
 
+    def reduce_flops(self, views: Any, left: Any, source: Source, architecture: Architecture) -> int:
+        """The matrix of cosines: n x n x hidden multiply-adds, where any token is chosen."""
+        return 2 * sum(views) ** 2 * architecture.hidden if sum(left) else 0
+
 
 def farthest_first(features: torch.Tensor, count: int) -> torch.Tensor:
     """Indices [count], ascending, chosen from features [tokens, hidden] by greedy max-min cosine distance."""

@@ -67,3 +67,4 @@ def test_newlines_that_a_reduction_before_the_projector_leaves() -> None:
     assert structural_left(Source("image", (4, 9), 3, (4, 4, 4))) == 0
     assert structural_left(Source("video", (4, 4), 1, (16, 16))) == 1
     assert structural_left(Source("image", (4,), 2)) == 2
+    assert structural_left(Source("image", (4, 4), 2, (4, 4))) == 0  # a tile of as many tokens as the base

@@ -22,7 +22,7 @@ from tokenzoo import TokenReducer
 class Ending(TokenReducer):
     name = "ending"
     def kept(self, entered, layers):
-        return {{1: entered // 2}}
+        return {{1: entered // 10}}
     def score_flops(self, tokens, architecture):
         return 0
     def score(self, layer):

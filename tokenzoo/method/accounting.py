@@ -116,7 +116,8 @@ def structural_left(source: Source) -> int:
 
     Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays.
     """
-    return source.structural if source.structural <= 1 or source.before_projector == source.view_tokens else 0
+    one_view = len(source.before_projector) == 1 and source.before_projector == source.view_tokens
+    return source.structural if source.structural <= 1 or one_view else 0
 
 
 def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:
