@@ -13,12 +13,14 @@ from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tokenzoo import apply  # noqa: E402
+from tokenzoo.application import family_of  # noqa: E402
 from tokenzoo.commands.cost import command  # noqa: E402
 from tokenzoo.cost import architecture_of, load_architecture, price, price_trace  # noqa: E402
 from tokenzoo.counting.counted import CUSTOM  # noqa: E402
 from tokenzoo.counting.counter import FlopCounter, UncountedOperationError  # noqa: E402
 from tokenzoo.counting.shape_models import count_shape  # noqa: E402
 from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
+from tokenzoo.testing.models import FAMILIES  # noqa: E402
 from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
 
 
@@ -98,6 +100,14 @@ def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     assert parts["decoder"] == sum(part.flops for part in cost.layers)
     assert parts["lm_head"] == cost.part("lm head").flops
     assert parts["method"] == cost.part("method").flops
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_says_of_a_model_what_its_family_says(family: str) -> None:
+    """Methods are priced by the one and run by the other."""
+    model = tiny_model(family, layers=2)
+    priced, run = (vars(found) | {"name": ""} for found in (architecture_of(model).decoder, family_of(model).architecture(model)))
+    assert priced == run
 
 
 def test_the_command_counts() -> None:

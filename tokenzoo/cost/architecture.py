@@ -39,7 +39,8 @@ class VisionTower(Record):
     """A vision encoder. `kind` is "vit" (fixed pictures of `image_size`), "qwen2-vl" or "qwen2.5-vl" (any grid).
 
     `merge` x `merge` patches become one token; `window` is the side of an attention window in pixels, for all layers but
-    `full_attention_layers` (0: every layer attends to the whole view).
+    `full_attention_layers` (0: every layer attends to the whole view). The output of layer `feature_layer` (from 0;
+    negative: from the last) goes to the projector.
     """
 
     kind: Literal["vit", "qwen2-vl", "qwen2.5-vl"]
@@ -56,6 +57,7 @@ class VisionTower(Record):
     window: Count = 0
     full_attention_layers: Counts = ()
     channels: Size = 3
+    feature_layer: Annotated[int, Field(strict=True, ge=-(10**4), lt=10**4)] = -1
 
     @model_validator(mode="after")
     def _holds_a_patch(self) -> VisionTower:
@@ -112,6 +114,9 @@ class ModelArchitecture(Record):
                 "vision_hidden": self.projector.inputs if self.projector else self.vision.hidden,
                 "encoder_hidden": self.vision.hidden,
                 "encoder_layers": self.vision.layers,
+                "encoder_heads": self.vision.heads,
+                "encoder_merge": self.vision.merge**2,
+                "feature_layer": self.vision.feature_layer % self.vision.layers,
                 "has_cls": self.vision.class_token,
             }
         return Architecture(self.name, **self.sizes.model_dump(), **tower)

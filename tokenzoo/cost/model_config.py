@@ -140,6 +140,9 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
     }
     layers = values.get("vision_feature_layer", -2)
     features = len(layers) if isinstance(layers, (list, tuple)) else 1
+    wanted = layers[-1] if isinstance(layers, (list, tuple)) and layers else layers
+    if isinstance(wanted, int) and wanted:  # hidden state n is the output of layer n - 1
+        tower["feature_layer"] = wanted if wanted < 0 else wanted - 1
     side = tower["image_size"] // tower["patch"]
     tokens = side * side + (values.get("vision_feature_select_strategy") == "full" and tower["class_token"])
     entry: dict[str, Any] = {

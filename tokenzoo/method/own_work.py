@@ -27,9 +27,14 @@ _counted: dict[Any, int] = {}
 
 def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     """Matrix products of one `reduce` on one image or video."""
-    method, architecture = step.method, workload.architecture
-    key = (type(method), str(method), step.early, step.views, step.left, source, architecture, workload.text_tokens)
-    return _count(key, lambda: method.reduce(_tokens(step, source, workload)))
+    method, text = step.method, _Text(workload)
+    key = (type(method), str(method), step.early, step.views, step.left, source, workload.architecture)
+    if key in _counted:  # it read no text, so a longer one costs no more
+        return _counted[key]
+    flops = _count((*key, workload.text_tokens), lambda: method.reduce(_tokens(step, source, workload.architecture, text)))
+    if not text.read:
+        _counted[key] = flops
+    return flops
 
 
 def pick_flops(method: TokenReducer, layer: int, before: int, after: int, workload: Workload) -> int:
@@ -47,8 +52,8 @@ def _count(key: Any, run: Callable[[], Any]) -> int:
     return _counted[key]
 
 
-def _tokens(step: EntryStep, source: Source, workload: Workload) -> VisualTokens:
-    architecture, total = workload.architecture, sum(step.views)
+def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _Text) -> VisualTokens:
+    total = sum(step.views)
     whole = source.before_projector if step.early else source.view_tokens
     grids = source.grids if step.views == source.view_tokens and source.grids else tuple((1, count) for count in step.views)
     width = architecture.vision_hidden if step.early else architecture.hidden
@@ -61,7 +66,7 @@ def _tokens(step: EntryStep, source: Source, workload: Workload) -> VisualTokens
         left=step.left,
         has_cls=architecture.has_cls,
         encoder=_Encoder(source, architecture, total),
-        text=None if step.early else _Text(workload),
+        text=None if step.early else text,
         anchors=None if step.views == whole else torch.arange(total),
     )
 
@@ -102,21 +107,22 @@ class _Encoder:
 
 
 class _Text:
-    """The sample's text by shape alone; all of it behind the picture."""
+    """The sample's text by shape alone; all of it behind the picture. `read`: whether a method looked at it."""
 
     question = None
 
     def __init__(self, workload: Workload) -> None:
-        self.shape = (workload.text_tokens, workload.architecture.hidden)
+        self.shape, self.read = (workload.text_tokens, workload.architecture.hidden), False
 
     def all(self) -> torch.Tensor:
+        self.read = True
         return stand_in(*self.shape)
 
     def after(self) -> torch.Tensor:
-        return stand_in(*self.shape)
+        return self.all()
 
     def embed(self, words: list[str]) -> torch.Tensor:
-        return stand_in(*self.shape)
+        return self.all()
 
 
 def _layer(index: int, visual: int, text: int, architecture: Architecture) -> DecoderLayer:
