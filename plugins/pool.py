@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 class AveragePooling(TokenReducer):
     """Before the LLM, replace each stride × stride window of every view's grid by its mean.
 
-    Windows at the border average what lies inside the grid. A pooled token stands where its window's middle was. A
-    view given as one row (a bare decoder knows no grid) is read as a square where its length allows.
+    Windows at the border average what lies inside the grid. A pooled token stands where its window's middle was.
     """
 
     stride: Annotated[int, Field(ge=1, description="Side of the window that becomes one token.")] = 2
@@ -31,13 +30,12 @@ class AveragePooling(TokenReducer):
     whole_views: ClassVar[bool] = True
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Any) -> list[int]:
-        grids = source.grids or [(1, tokens) for tokens in views]
-        return [self._windows(grid, tokens) for grid, tokens in zip(grids, views, strict=True)]
+        grids = source.grids or [_square(tokens, self.stride) for tokens in views]
+        return [math.ceil(height / self.stride) * math.ceil(width / self.stride) for height, width in grids]
 
     def reduce(self, tokens: VisualTokens) -> Reduction:
         features, anchors, windows, offset, outputs = [], [], [], 0, 0
-        for view, shape in zip(tokens.views(), tokens.grids, strict=True):
-            grid = shape if shape[0] > 1 else _grid(len(view))
+        for view, grid in zip(tokens.views(), tokens.grids, strict=True):
             features.append(ops.average_pool(tokens.features[view][None], grid, self.stride)[0])
             rows, columns = (math.ceil(side / self.stride) for side in grid)
             row, column = torch.arange(grid[0]) // self.stride, torch.arange(grid[1]) // self.stride
@@ -49,12 +47,6 @@ class AveragePooling(TokenReducer):
         device = tokens.features.device
         return Reduction(torch.cat(features), torch.cat(anchors).to(device), torch.cat(windows).to(device))
 
-    def _windows(self, shape: tuple[int, int], tokens: int) -> int:
-        grid = shape if shape[0] > 1 else _grid(tokens)
-        if grid[0] == 1 and tokens > 1 and self.stride > 1:
-            raise DataDependentError(f"'pool' cannot tell the grid of {tokens} tokens, which is not square.")
-        return math.ceil(grid[0] / self.stride) * math.ceil(grid[1] / self.stride)
-
     def reduce_flops(self, views: Any, left: Any, source: Any, architecture: Any) -> int:
         return 0
 
@@ -63,6 +55,9 @@ class AveragePooling(TokenReducer):
         return self.replace(stride=max(1, round(retention**-0.5)))
 
 
-def _grid(tokens: int) -> tuple[int, int]:
+def _square(tokens: int, stride: int) -> tuple[int, int]:
+    """The grid of a view of which only the number of tokens is known."""
     side = math.isqrt(tokens)
+    if side * side < tokens and stride > 1:
+        raise DataDependentError(f"'pool' cannot tell the grid of {tokens} tokens, which is not square.")
     return (side, side) if side * side == tokens else (1, tokens)

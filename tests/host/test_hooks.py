@@ -16,6 +16,7 @@ from tokenzoo_plugins.vtw import VisualTokensWithdrawal
 
 from tokenzoo import Architecture, Reduction, Source, TokenReducer, UnsupportedError, Workload
 from tokenzoo.host.methods import Methods
+from tokenzoo.host.prompt import prompt_of_spans
 from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.testing.authors import decide
@@ -218,9 +219,9 @@ def test_pool_of_uneven_grids() -> None:
         decide(AveragePooling(), tokens)
 
 
-def test_pool_reads_a_row_as_a_square() -> None:
-    flat, square = tokens_of((1, 16)), tokens_of((4, 4))
-    assert torch.equal(decide(AveragePooling(), flat).features, decide(AveragePooling(), square).features)
+def test_a_span_of_a_bare_decoder_is_a_square_where_it_can_be() -> None:
+    (square, row) = prompt_of_spans([[(0, 16), (20, 26)]], 1, 30, torch.device("cpu")).sources
+    assert square.visual.grids == ((4, 4),) and row.visual.grids == ((1, 6),)
 
 
 # --- inside the LLM -------------------------------------------------------------------------------------------------

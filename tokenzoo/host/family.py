@@ -195,6 +195,7 @@ class Family(ABC):
             "has_cls": self.has_cls(model),
             "encoder_heads": self.encoder_heads(model),
             "feature_layer": self.feature_layer(model),
+            "pooling_head": self.pooling_head(model) is not None,
             **self.vision_dimensions(vision),
         }
 

@@ -14,7 +14,7 @@ from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.host.encoder import RecordedEncoder
 from tokenzoo.host.family import VisualSource
 from tokenzoo.method.visual_tokens import VisualTokens
-from tokenzoo.method.workload import Source
+from tokenzoo.method.workload import Source, guessed_grid
 
 KINDS = ("image", "video")
 Span = tuple[int, int]
@@ -121,7 +121,8 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
 def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: int, device: torch.device) -> Prompt:
     """The prompt of a bare decoder: `spans` holds for each sample one (start, end) or several.
 
-    They are columns of the batch, padding counted. A batch that is a multiple of the spans (beams) repeats each sample's.
+    They are columns of the batch, padding counted. A span's grid is unknown: it is taken as a square, or as one row where
+    its length is no square number. A batch that is a multiple of the spans (beams) repeats each sample's.
     Raises UserError for spans that overlap or leave the batch.
     """
     if not spans or batch % len(spans):
@@ -137,12 +138,8 @@ def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: 
             if not 0 <= start <= end <= length:
                 raise UserError(f"Span ({start}, {end}) of sample {sample} does not lie within its {length} tokens.")
             tokens = end - start
-            visual = VisualSource(
-                Source("image", (tokens,), grids=((1, tokens),)),
-                torch.zeros(tokens, dtype=torch.long),
-                ((1, tokens),),
-                True,
-            )
+            grids = (guessed_grid(tokens),)
+            visual = VisualSource(Source("image", (tokens,), grids=grids), torch.zeros(tokens, dtype=torch.long), grids, True)
             columns = torch.arange(start, end, device=device)
             sources.append(PlacedSource(visual, sample=sample, columns=columns))
     return Prompt(sources)

@@ -17,7 +17,7 @@ from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.visual_tokens import Queries, VisualTokens
 from tokenzoo.method.weightless import Weightless, stand_in
-from tokenzoo.method.workload import Architecture, Source, Workload
+from tokenzoo.method.workload import Architecture, Source, Workload, guessed_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def _count(key: Any, run: Callable[[], Any]) -> int:
 def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _Text) -> VisualTokens:
     total = sum(step.views)
     whole = source.before_projector if step.early else source.view_tokens
-    grids = source.grids if step.views == source.view_tokens and source.grids else tuple((1, count) for count in step.views)
+    grids = source.grids if step.views == source.view_tokens and source.grids else tuple(map(guessed_grid, step.views))
     width = architecture.vision_hidden if step.early else architecture.hidden
     return VisualTokens(
         kind=source.kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,8 @@ class Architecture:
     `head_dim` is the width of one attention head; `vision_hidden` the width of the features before the projector
     (for Qwen2-VL of one merge unit, four patches concatenated); `encoder_hidden` that of one patch, and
     `encoder_layers` and `encoder_heads` count the encoder's layers and heads; `feature_layer` is the encoder layer whose
-    output goes to the projector, `encoder_merge` how many patches become one token there. The vision fields are 0
-    where only the decoder is known.
+    output goes to the projector, `encoder_merge` how many patches become one token there; `pooling_head` tells whether the
+    encoder runs SigLIP's attention-pooling head. The vision fields are 0 where only the decoder is known.
     """
 
     name: str
@@ -32,10 +33,17 @@ class Architecture:
     encoder_merge: int = 1
     feature_layer: int = 0
     has_cls: bool = False
+    pooling_head: bool = False
 
     def __post_init__(self) -> None:
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
+
+
+def guessed_grid(tokens: int) -> tuple[int, int]:
+    """The (height, width) of a view of which only the number of tokens is known: a square where it can be, else one row."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)
 
 
 @dataclass(frozen=True)
