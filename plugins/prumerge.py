@@ -94,7 +94,7 @@ class PruMerge(TokenReducer):
         nearest = candidates[similar.topk(min(self.neighbours, len(candidates) - 1)).indices]
         updated = x[picked] + (weight[nearest] * x[nearest]).sum(1)
         left = rest if len(rest) else picked
-        last = left[attention[left].argmax()][None]
+        last = left[attention[left].argmax()[None]]
         assignment = torch.full((len(features),), -1, device=features.device)
         assignment[rest] = len(picked)
         assignment[picked] = torch.arange(len(picked), device=features.device)

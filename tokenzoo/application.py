@@ -59,7 +59,7 @@ def apply(
     if family.root(model) is None and visual is None:
         raise UserError("A bare decoder cannot tell its visual tokens: pass visual=[(start, end), ...], one per sample.")
     if any(method.enters or method.acts_inside for method in reducers):
-        check_model(outer, any(method.acts_inside for method in reducers))
+        check_model(outer)
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(architecture)
@@ -71,6 +71,7 @@ def apply(
         stack.callback(_ACTIVE.discard, decoder)
         run.attach(outer, stack.callback)
         yield run
+        run.settle()
 
 
 def family_of(model: Module) -> Family:

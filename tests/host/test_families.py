@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
@@ -139,14 +139,3 @@ def test_mistrals_window_is_refused() -> None:
     with tokenzoo.apply(free, "fastv:K=1", visual=[(1, 5)]) as run, torch.no_grad():
         free(inputs_embeds=embeddings)
     assert run.trace.visual_tokens() == [4, 2, 2, 2]
-
-
-def test_layers_on_several_devices_are_refused_for_methods_inside_them() -> None:
-    sizes = dict(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2)
-    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
-    with pytest.raises(UnsupportedError, match="spread over 0, 1"), tokenzoo.apply(model, "fastv", visual=[(1, 5)]):
-        pass
-    with tokenzoo.apply(model, "uniform:retention=0.5", visual=[(1, 5)]) as run, torch.no_grad():
-        model(inputs_embeds=torch.randn(1, 8, 16))
-    assert run.trace.visual_tokens() == [2] * 4

@@ -220,7 +220,7 @@ def test_pool_of_uneven_grids() -> None:
 
 
 def test_a_span_of_a_bare_decoder_is_a_square_where_it_can_be() -> None:
-    (square, row) = prompt_of_spans([[(0, 16), (20, 26)]], 1, 30, torch.device("cpu")).sources
+    (square, row) = prompt_of_spans([[(0, 16), (20, 26)]], 1, 30).sources
     assert square.visual.grids == ((4, 4),) and row.visual.grids == ((1, 6),)
 
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenzoo import Source
 from tokenzoo.method import accounting, ops
 from tokenzoo.method.ops import attention
+from tokenzoo.method.ops.attention import ACCELERATOR_BLOCKS, CPU_BLOCKS, Blocks
 
 seeds = st.integers(0, 2**16)
 quick = settings(max_examples=40, deadline=None)
@@ -52,9 +53,9 @@ def test_attention_weights_of_some_rows(tokens: int, heads: tuple[int, int], see
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 127, 128, 129, 300])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1), (6, 2)])
-@pytest.mark.parametrize("held", [1, 1 << 15, 1 << 21])
-def test_pagerank_equals_the_naive_one(tokens: int, heads: tuple[int, int], held: int, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "_PAGERANK_ELEMENTS", held)
+@pytest.mark.parametrize("blocks", [Blocks(128, 1), Blocks(128, 1 << 15), CPU_BLOCKS, ACCELERATOR_BLOCKS], ids=str)
+def test_pagerank_equals_the_naive_one(tokens: int, heads: tuple[int, int], blocks: Blocks, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "CPU_BLOCKS", blocks)
     query, key = 3 * normal(tokens, heads[0], tokens, 8), normal(tokens + 1, heads[1], tokens, 8)
     move = (naive_weights(query.double(), key.double(), 0.35) / 0.1).softmax(-1)
     rank = torch.full((heads[0], 1, tokens), 1 / tokens, dtype=torch.double)

@@ -18,11 +18,16 @@ class Layout:
     length: int
     columns: list[torch.Tensor | None]
     pad_right: bool = False
+    _mask: torch.Tensor | None = None
 
     @property
     def padded(self) -> bool:
         """Whether any sample is shorter than the batch."""
         return any(columns is not None for columns in self.columns)
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout with its columns on `device`."""
+        return Layout(self.length, [None if kept is None else kept.to(device) for kept in self.columns], self.pad_right)
 
     def count(self, sample: int) -> int:
         columns = self.columns[sample]
@@ -35,18 +40,19 @@ class Layout:
         return row if columns is None else row[columns]
 
     def mask(self, device: torch.device) -> torch.Tensor:
-        """Which columns hold tokens, bool [batch, length]."""
-        mask = torch.zeros(len(self.columns), self.length, dtype=torch.bool, device=device)
-        for sample, columns in enumerate(self.columns):
-            mask[sample, slice(None) if columns is None else columns] = True
-        return mask
+        """Which columns hold tokens, bool [batch, length]; made once, for decoding asks at every step."""
+        if self._mask is None or self._mask.device != device:
+            self._mask = torch.zeros(len(self.columns), self.length, dtype=torch.bool, device=device)
+            for sample, columns in enumerate(self.columns):
+                self._mask[sample, slice(None) if columns is None else columns] = True
+        return self._mask
 
     @classmethod
-    def from_mask(cls, mask: torch.Tensor | None, batch: int, length: int) -> Layout:
-        """The layout an attention mask [batch, length] describes; None means no padding."""
+    def from_mask(cls, mask: torch.Tensor | None, batch: int, length: int, device: torch.device) -> Layout:
+        """The layout an attention mask [batch, length] on the CPU describes; None means no padding. Columns go to `device`."""
         if mask is None or bool(mask.all()):
             return cls(length, [None] * batch)
-        columns = [row.nonzero()[:, 0] for row in mask.bool()]
+        columns = [row.nonzero()[:, 0].to(device) for row in mask.bool()]
         pad_right = bool(mask[:, 0].all())
         return cls(length, [None if len(kept) == length else kept for kept in columns], pad_right)
 

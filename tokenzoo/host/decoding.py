@@ -21,6 +21,7 @@ class DecodingStep:
         self.cache, self.mask, self.given = call["past_key_values"], call.get("attention_mask"), call
         self.generated = self.cache.get_seq_length() - entry.layout.length
         self.inputs: dict[int, dict[str, Any]] = {}
+        self.since: torch.Tensor | None = None
 
     def decoder_inputs(self) -> dict[str, Any]:
         """What to change of the decoder's arguments: after a reduction before the LLM, positions and the 2-D mask.
@@ -35,7 +36,7 @@ class DecodingStep:
         if self.mrope:
             position = position[-3:].expand(3, -1, -1)
             if given is not None and given.ndim == 3 and len(given) == 4:
-                position = torch.cat([given[:1], position])
+                position = torch.cat([given[:1].to(position.device), position])
         else:
             position = position[0]
         changed: dict[str, Any] = {"position_ids": position}
@@ -46,26 +47,32 @@ class DecodingStep:
     def _columns(self, layout: Layout, device: torch.device) -> torch.Tensor:
         """Which columns of a layer's cache, and of what was generated since, hold tokens: bool [batch, columns]."""
         prompt = layout.mask(device)
-        if self.mask is None:
-            since = prompt.new_ones(len(prompt), self.generated + 1)
-        else:
-            since = self.mask[:, self.entry.full.length :].bool()
-        return torch.cat([prompt, since], dim=1)
+        if self.since is None:
+            given = None if self.mask is None else self.mask[:, self.entry.full.length :].bool()
+            self.since = prompt.new_ones(len(prompt), self.generated + 1) if given is None else given
+        return torch.cat([prompt, self.since.to(device)], dim=1)
+
+    def _step_mask(self, stage: Stage, hidden: torch.Tensor) -> Any:
+        """What the layers of a stage may attend to; one query sees every token of its sample."""
+        columns = self._columns(stage.layout, hidden.device)
+        if self.decoder.config._attn_implementation == "sdpa":
+            return columns[:, None, None]
+        return create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=hidden,
+            attention_mask=columns,
+            past_key_values=self.cache,
+            layer_idx=stage.first_layer,
+        )
 
     def layer_inputs(self, stage: Stage, hidden: torch.Tensor) -> dict[str, Any]:
         """What to change of the arguments of a layer in `stage`; made once per stage."""
         if stage.first_layer not in self.inputs:
             inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
             if stage.layout.padded:
-                inputs["attention_mask"] = create_causal_mask(
-                    config=self.decoder.config,
-                    inputs_embeds=hidden,
-                    attention_mask=self._columns(stage.layout, hidden.device),
-                    past_key_values=self.cache,
-                    layer_idx=stage.first_layer,
-                )
+                inputs["attention_mask"] = self._step_mask(stage, hidden)
             if stage.next_position is not None:
                 position = (stage.next_position + self.generated)[:, None]
-                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position)
+                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position.to(hidden.device))
             self.inputs[stage.first_layer] = inputs
         return self.inputs[stage.first_layer]

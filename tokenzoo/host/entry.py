@@ -10,6 +10,7 @@ import torch
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.prompt import PlacedSource, Prompt
 from tokenzoo.method.reduction import PositionPolicy
+from tokenzoo.method.validation import Checks
 from tokenzoo.method.visual_tokens import TextSignals, VisualTokens
 
 #: Lets the methods that act before the LLM reduce one source.
@@ -22,13 +23,14 @@ class EntrySample:
 
     `columns` [rows]: the column of the full prompt each row stands at. `visual`, `text`: which rows are which,
     ascending. `source_rows`: for each source of the sample, the rows its tokens became. `numbered` [rows]: position ids
-    where a method renumbered them, counted from the sample's first.
+    where a method renumbered them, counted from the sample's first. `text_behind`: text tokens behind the last visual one.
     """
 
     columns: torch.Tensor
     visual: torch.Tensor
     text: torch.Tensor
     source_rows: list[torch.Tensor]
+    text_behind: int
     numbered: torch.Tensor | None = None
 
 
@@ -58,7 +60,7 @@ def _unreduced_sample(prompt: Prompt, full: Layout, sample: int, device: torch.d
     sources = prompt.of_sample(sample)
     rows = [torch.searchsorted(columns, source.columns) for source in sources]
     visual = torch.cat(rows).sort().values if rows else columns[:0]
-    return EntrySample(columns, visual, _without(len(columns), visual), rows)
+    return EntrySample(columns, visual, _without(len(columns), visual), rows, prompt.behind[sample])
 
 
 def _without(total: int, indices: torch.Tensor) -> torch.Tensor:
@@ -69,11 +71,11 @@ def _without(total: int, indices: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class SampleText:
-    """`TextSignals` of one sample: its embeddings, which of its rows are text, and where its last visual token stands."""
+    """`TextSignals` of one sample: its embeddings, which of its rows are text, how many stand behind the visual tokens."""
 
     states: torch.Tensor
     rows: torch.Tensor
-    last_visual: torch.Tensor
+    behind: int
     question: str | None
     embedded: Callable[[list[str]], torch.Tensor]
 
@@ -81,7 +83,7 @@ class SampleText:
         return self.states[self.rows]
 
     def after(self) -> torch.Tensor:
-        return self.states[self.rows[self.rows > self.last_visual]]
+        return self.states[self.rows[len(self.rows) - self.behind :]]
 
     def embed(self, words: list[str]) -> torch.Tensor:
         return self.embedded(words)
@@ -95,6 +97,7 @@ def reduce_entry(
     policies: Sequence[PositionPolicy],
     questions: Sequence[str] | None,
     embed_words: Callable[[list[str]], torch.Tensor],
+    checks: Checks,
 ) -> tuple[Entry, list[torch.Tensor]]:
     """Let the methods reduce every source; return the entry and each sample's embeddings [rows, hidden].
 
@@ -107,8 +110,8 @@ def reduce_entry(
         sources = prompt.of_sample(sample)
         question = questions[sample * len(questions) // len(full.columns)] if questions else None
         for source, source_rows in zip(sources, before.source_rows, strict=True):
-            text = SampleText(states, before.text, before.visual[-1:], question, embed_words)
-            see_source(source, states[source_rows], text, reduce)
+            text = SampleText(states, before.text, before.text_behind, question, embed_words)
+            see_source(source, states[source_rows], text, reduce, checks)
             reduced = reduced or source.tokens is not None
         made, left = _reduced_sample(before, sources, states)
         made.numbered = _numbered(before, sources, made, policies)
@@ -120,7 +123,7 @@ def reduce_entry(
     return Entry(full, layout, samples, reduced=True), rows
 
 
-def see_source(source: PlacedSource, embeddings: torch.Tensor, text: TextSignals, reduce: Reduce) -> None:
+def see_source(source: PlacedSource, embeddings: torch.Tensor, text: TextSignals, reduce: Reduce, checks: Checks) -> None:
     """Show one source's embeddings to the methods; `source.tokens` stays None where nobody reduced them."""
     visual = source.visual
     if source.tokens is None:
@@ -134,12 +137,16 @@ def see_source(source: PlacedSource, embeddings: torch.Tensor, text: TextSignals
             has_cls=source.has_cls,
             encoder=source.encoder,
             text=text,
+            checks=checks,
         )
     else:
         tokens = source.tokens
         assert source.projected is not None
+        source.follow(embeddings.device)
         tokens.features, tokens.text, tokens.memory = source.projected.to(embeddings), text, source.memory
         tokens.early = False
+        checks.pending += tokens.checks.pending
+        tokens.checks = checks
     reduce(source, tokens)
     if tokens.anchors is not None:
         source.tokens = tokens
@@ -174,10 +181,11 @@ def _places(source: PlacedSource, anchors: torch.Tensor | None) -> _Places:
     structural = (visual.view_of_token < 0).nonzero()[:, 0].to(columns.device) if visual.source.structural else none
     if not len(structural) or (not mapped and len(structural) > 1):
         return _Places(own, columns[:1].expand(len(own)), none)
-    ends = columns[structural]
-    raster = mapped and bool((own.diff() > 0).all())
-    place = torch.cat([own, ends]) if raster else columns[:1].expand(len(own) + len(ends))
-    return _Places(torch.cat([own, ends]), place, structural)
+    places = torch.cat([own, columns[structural]])
+    if not mapped:
+        return _Places(places, columns[:1].expand(len(places)), structural)
+    raster = (own.diff() > 0).all()  # a tensor: the device is not waited for
+    return _Places(places, torch.where(raster, places, columns[:1]), structural)
 
 
 def _order(before: EntrySample, places: Sequence[_Places]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -199,7 +207,8 @@ def _reduced_sample(
         pieces.append(own if source.tokens is None else torch.cat([source.tokens.features, own[piece.structural]]))
     columns = torch.cat([before.columns[before.text], *(piece.columns for piece in places)])[order]
     visual = torch.cat(rows[1:]).sort().values if len(rows) > 1 else columns[:0]
-    return EntrySample(columns, visual, _without(len(order), visual), rows[1:]), torch.cat(pieces)[order]
+    made = EntrySample(columns, visual, _without(len(order), visual), rows[1:], before.text_behind)
+    return made, torch.cat(pieces)[order]
 
 
 def _numbered(
@@ -249,14 +258,16 @@ def entry_positions(entry: Entry, given: torch.Tensor | None, mrope: bool) -> to
     """
     device = entry.samples[0].columns.device
     if given is None:
-        given = torch.arange(entry.full.length, device=device)[None]
+        given = torch.arange(entry.full.length)[None]
+    given = given.to(device)
     axes = (given if given.ndim == 3 else given[None]).expand(-1, len(entry.samples), -1)
     rows, following = [], []
     for index, sample in enumerate(entry.samples):
         if sample.numbered is None or mrope:
             columns = entry.full.columns[index]
             rows.append(axes[:, index, sample.columns])
-            following.append(axes[:, index, entry.full.length - 1 if columns is None else columns[-1]] + 1)
+            last = axes[:, index, -1:] if columns is None else axes[:, index, columns[-1:]]
+            following.append(last[:, 0] + 1)
         else:
             rows.append(axes[:, index, sample.columns[:1]] + sample.numbered)
             following.append(rows[-1][:, -1] + 1)

@@ -207,6 +207,18 @@ class Family(ABC):
         }
 
 
+def numbers_of(*given: Any) -> Any:
+    """Whole numbers of a call (tensors, or sequences of them) as nested lists; read in one go, so that a GPU is waited for once.
+
+    One argument gives its list, several a list of lists.
+    """
+    made = [value if isinstance(value, torch.Tensor) else torch.as_tensor(value) for value in given]
+    together = torch.cat([value.flatten().to(made[0].device, torch.long) for value in made]).cpu()
+    parts = together.split([value.numel() for value in made])
+    lists = [part.view(value.shape).tolist() for part, value in zip(parts, made, strict=True)]
+    return lists[0] if len(lists) == 1 else lists
+
+
 def find_family(model: Module, families: Sequence[Family]) -> Family:
     """Return the adapter for a model; raises UnsupportedError naming the supported families."""
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)

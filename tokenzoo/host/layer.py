@@ -33,7 +33,8 @@ class LayerInSample:
         return self._next(1, states, rows)
 
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
-        return self.around.decoder.norm(states)
+        norm = self.around.decoder.norm
+        return norm(states.to(norm.weight.device)).to(states.device)
 
     def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
         positions = self.stage.positions[self.sample]
@@ -51,11 +52,13 @@ class LayerInSample:
     def _next(self, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         following = self.around.decoder.layers[self.around.index + 1]
         projection = self.around.family.decoder_projections(following)[which]
-        return self._turned(following, projection(following.input_layernorm(states)), rows)
+        there = states.to(projection.weight.device)  # the next layer may lie on another device
+        return self._turned(following, projection(following.input_layernorm(there)).to(states.device), rows)
 
     def _turned(self, layer: Any, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """States [rows, width] as heads, with the rotary embedding: [heads, rows, head dim]."""
-        cos, sin = (self.stage.layout.take(angles, self.sample) for angles in self.around.call["position_embeddings"])
+        angles = (angle.to(states.device) for angle in self.around.call["position_embeddings"])
+        cos, sin = (self.stage.layout.take(angle, self.sample) for angle in angles)
         if rows is not None:
             cos, sin = cos[rows], sin[rows]
         heads = states.unflatten(-1, (-1, self.around.layer.self_attn.head_dim)).transpose(0, 1)

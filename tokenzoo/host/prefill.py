@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.prompt import Prompt
 from tokenzoo.host.stages import Stage
+from tokenzoo.method.validation import Checks
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Prefill:
     prompt: Prompt
     entry: Entry
     stages: list[Stage]
+    checks: Checks
 
     def stage(self, layer: int) -> Stage:
         """The stage that decoder layer `layer` belongs to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -63,13 +63,40 @@ class PlacedSource(EncodedSource):
             return torch.arange(len(visual.view_of_token), device=self.columns.device)
         return (visual.view_of_token >= 0).nonzero()[:, 0].to(self.columns.device)
 
+    def follow(self, device: torch.device) -> None:
+        """Bring what was decided beside the encoder to the device of the LLM."""
+        tokens = self.tokens
+        if tokens is None or tokens.view.device == device:
+            return
+        tokens.view = tokens.view.to(device)
+        tokens.anchors = None if tokens.anchors is None else tokens.anchors.to(device)
+        tokens.assignment = None if tokens.assignment is None else tokens.assignment.to(device)
+        self.steps = [
+            replace(step, view=step.view.to(device), anchors=None if step.anchors is None else step.anchors.to(device))
+            for step in self.steps
+        ]
+
 
 @dataclass
 class Prompt:
-    """The images and videos of one prefill, and scratch memory for the methods, one dictionary per sample."""
+    """The images and videos of one prefill, and scratch memory for the methods, one dictionary per sample.
+
+    `behind`: for each sample, how many text tokens stand behind its last visual token.
+    """
 
     sources: list[PlacedSource]
     memories: dict[int, dict[str, Any]] = field(default_factory=dict)
+    behind: list[int] = field(default_factory=list)
+
+    def enter(self, padding: torch.Tensor | None, batch: int, length: int, device: torch.device) -> None:
+        """Count the text behind the visual tokens (`padding` [batch, length] on the CPU), then move columns to `device`."""
+        ends = [0] * batch
+        for source in self.sources:
+            if len(source.columns):
+                ends[source.sample] = max(ends[source.sample], int(source.columns[-1]) + 1)
+        self.behind = [length - end if padding is None else int(padding[i, end:].sum()) for i, end in enumerate(ends)]
+        for source in self.sources:
+            source.columns = source.columns.to(device)
 
     def of_sample(self, sample: int) -> list[PlacedSource]:
         return [source for source in self.sources if source.sample == sample]
@@ -79,7 +106,7 @@ class Prompt:
 
 
 def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str) -> list[PlacedSource]:
-    """Hand the placeholders [batch, length] of one kind out to the sources, in order.
+    """Hand the placeholders [batch, length] of one kind (on the CPU) out to the sources, in order.
 
     `generate` encodes each picture once and then repeats the samples (beams): where there are more placeholders than
     tokens, consecutive samples share theirs. Raises UnsupportedError where placeholders and sources do not match.
@@ -118,7 +145,7 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
     return placed
 
 
-def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: int, device: torch.device) -> Prompt:
+def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: int) -> Prompt:
     """The prompt of a bare decoder: `spans` holds for each sample one (start, end) or several.
 
     They are columns of the batch, padding counted. A span's grid is unknown: it is taken as a square, or as one row where
@@ -140,6 +167,6 @@ def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: 
             tokens = end - start
             grids = (guessed_grid(tokens),)
             visual = VisualSource(Source("image", (tokens,), grids=grids), torch.zeros(tokens, dtype=torch.long), grids, True)
-            columns = torch.arange(start, end, device=device)
+            columns = torch.arange(start, end)
             sources.append(PlacedSource(visual, sample=sample, columns=columns))
     return Prompt(sources)

@@ -10,14 +10,13 @@ import torch
 from transformers.cache_utils import StaticCache
 
 from tokenzoo.errors import UnsupportedError
-from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Module
 from tokenzoo.host.prompt import Prompt
 
 
-def check_model(model: Module, acting: bool) -> None:
-    """What a whole model must not be: in training, compiled, spread over devices inside the LLM, tensor parallel."""
+def check_model(model: Module) -> None:
+    """What a whole model must not be: in training, compiled, tensor parallel."""
     if any(module.training for module in model.modules()):
         raise UnsupportedError(
             "The model, or a part of it, is in training mode; token reduction is for inference. Call model.eval() first."
@@ -26,12 +25,6 @@ def check_model(model: Module, acting: bool) -> None:
         raise UnsupportedError(
             "The model is compiled, and compiled code does not call the hooks that drop tokens. Load it again and leave out "
             "compile(), or wrap it in torch.compile only where no method is applied."
-        )
-    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
-    if acting and len(devices) > 1:
-        raise UnsupportedError(
-            f"The model is spread over {', '.join(devices)}; methods inside the LLM need its layers on one device. Load it "
-            "without device_map, or take a method that acts before the LLM alone."
         )
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise UnsupportedError(
@@ -98,17 +91,14 @@ def check_embeddings(call: dict[str, Any]) -> None:
         )
 
 
-def check_visible(prompt: Prompt, full: Layout) -> None:
-    """Padding must not hide visual tokens: rows would be taken for others."""
+def check_visible(prompt: Prompt, mask: torch.Tensor | None) -> None:
+    """The padding mask [batch, length] must not hide visual tokens: rows would be taken for others. Both on the CPU."""
     for source in prompt.sources:
-        columns = full.columns[source.sample]
-        if columns is not None and len(source.columns):
-            place = torch.searchsorted(columns, source.columns).clamp(max=len(columns) - 1)
-            if not bool((columns[place] == source.columns).all()):
-                raise UnsupportedError(
-                    f"The attention mask hides visual tokens of sample {source.sample}. Unmask them, or leave that picture out; "
-                    "spans given as visual= are columns of the padded batch."
-                )
+        if mask is not None and not bool(mask[source.sample, source.columns].all()):
+            raise UnsupportedError(
+                f"The attention mask hides visual tokens of sample {source.sample}. Unmask them, or leave that picture out; "
+                "spans given as visual= are columns of the padded batch."
+            )
 
 
 def check_text(prompt: Prompt, entry: Entry) -> None:

@@ -23,6 +23,7 @@ from tokenzoo.host.recording import build_trace
 from tokenzoo.host.stages import LayerReduction, Stage
 from tokenzoo.host.vision import VisionWatch, watch
 from tokenzoo.method.trace import Trace
+from tokenzoo.method.validation import Checks
 
 
 class Run:
@@ -142,12 +143,16 @@ class Run:
         batch, length = embeddings.shape[:2]
         if self.methods.reduce_anything:
             refusals.check_prefill(self.decoder, call)
-        prompt = self._find_visual_tokens(batch, length, embeddings.device)
         mask = call.get("attention_mask")
-        full = Layout.from_mask(mask if mask is not None and mask.ndim == 2 else None, batch, length)
+        padding, ids = self._on_cpu(mask if mask is not None and mask.ndim == 2 else None)
+        prompt = self._find_visual_tokens(batch, length, ids)
         if self.methods.reduce_anything:
-            refusals.check_visible(prompt, full)
-        self.prefilling = True
+            refusals.check_visible(prompt, padding)
+        full = Layout.from_mask(padding, batch, length, embeddings.device)
+        prompt.enter(padding, batch, length, embeddings.device)
+        if self.prefill is not None:
+            self.prefill.checks.settle()
+        self.prefilling, checks = True, Checks()
         rows: list[torch.Tensor] = []
         if self.methods.enters:
             entry, rows = reduce_entry(
@@ -158,6 +163,7 @@ class Run:
                 self.methods.entry_policies,
                 self.questions,
                 self._embed_words,
+                checks,
             )
         else:
             entry = unreduced_entry(prompt, full, embeddings.device)
@@ -169,7 +175,7 @@ class Run:
             gapless = not self.mrope and all(sample.numbered is not None for sample in entry.samples)
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
-        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, {**call, **changed}.get("position_ids"))])
+        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, {**call, **changed}.get("position_ids"))], checks)
         return changed
 
     def _embed_words(self, words: list[str]) -> torch.Tensor:
@@ -180,17 +186,25 @@ class Run:
             ids = ids[1:]
         return self.decoder.embed_tokens(ids.to(self.decoder.embed_tokens.weight.device))
 
-    def _find_visual_tokens(self, batch: int, length: int, device: torch.device) -> Prompt:
+    def _on_cpu(self, mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The padding mask and input_ids on the CPU: what the prompt looks like decides shapes. The one wait of a prefill."""
+        ids = None if self.spans is not None else self.input_ids
+        if mask is None or ids is None or mask.shape != ids.shape or mask.device != ids.device:
+            return (None if mask is None else mask.cpu()), (None if ids is None else ids.cpu())
+        padding, ids = torch.stack([mask.to(ids.dtype), ids]).cpu()
+        return padding, ids
+
+    def _find_visual_tokens(self, batch: int, length: int, input_ids: torch.Tensor | None) -> Prompt:
         if self.spans is not None:
-            return prompt_of_spans(self.spans, batch, length, device)
+            return prompt_of_spans(self.spans, batch, length)
         assert self.vision is not None
         sources: list[PlacedSource] = []
         for kind in KINDS:
             encoded = self.vision.encoded.get(kind)
             if encoded:
-                ids, token = refusals.check_input_ids(self.input_ids), self.family.token_id(self.model, kind)
+                ids, token = refusals.check_input_ids(input_ids), self.family.token_id(self.model, kind)
                 assert token is not None
-                sources += place(encoded, ids.eq(token).to(device), kind)
+                sources += place(encoded, ids.eq(token), kind)
         return Prompt(sources)
 
     def _decode(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +247,7 @@ class Run:
                 return None
             assert self.prefill is not None
             entered = [len(sample.visual) for sample in self.prefill.entry.samples]
-            result = reduction.run(self.prefill.stage(reduction.index), self.prefill.prompt, entered, output)
+            result = reduction.run(self.prefill.stage(reduction.index), self.prefill, entered, output)
             reduction.inputs, reduction.call = None, {}
             if result is None:
                 return None
@@ -246,11 +260,17 @@ class Run:
 
     # --- afterwards ---------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Raise InvalidReductionError where a device found out since that a method returned what it must not."""
+        if self.prefill is not None:
+            self.prefill.checks.settle()
+
     @property
     def trace(self) -> Trace:
         """What became of the tokens in the last prefill; raises UnsupportedError where none has run."""
         if self.prefill is None:
             raise UnsupportedError("No prefill has run yet: call the model inside the 'with' block, then read the trace.")
+        self.settle()
         return build_trace(len(self.decoder.layers), self.prefill)
 
 

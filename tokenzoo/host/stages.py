@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.masking_utils import create_causal_mask
@@ -13,8 +13,10 @@ from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.layer import LayerInSample
-from tokenzoo.host.prompt import Prompt
 from tokenzoo.method.decoder_layer import DecoderLayer
+
+if TYPE_CHECKING:
+    from tokenzoo.host.prefill import Prefill
 
 
 @dataclass
@@ -36,6 +38,24 @@ class Stage:
     mask: Any = None
     next_position: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> Stage:
+        """The same stage for a layer on `device`; itself where it lies there already."""
+        if all(rows.device == device for rows in self.rows):
+            return self
+
+        def moved(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [tensor.to(device) for tensor in tensors]
+
+        return replace(
+            self,
+            layout=self.layout.to(device),
+            rows=moved(self.rows),
+            visual=moved(self.visual),
+            text=moved(self.text),
+            positions=moved(self.positions),
+            next_position=None if self.next_position is None else self.next_position.to(device),
+        )
+
     def prefill_inputs(self) -> dict[str, Any]:
         """What to change of the arguments of a layer in this stage during the prefill."""
         return {"attention_mask": self.mask, "position_embeddings": self.position_embeddings, "position_ids": None}
@@ -43,9 +63,10 @@ class Stage:
     @classmethod
     def of_entry(cls, entry: Entry, position_ids: torch.Tensor | None) -> Stage:
         """Layer 0: everything that entered. `position_ids` as the decoder is given them (None: 0, 1, ...)."""
-        batch = len(entry.samples)
+        batch, device = len(entry.samples), entry.samples[0].columns.device
         if position_ids is None:
-            position_ids = torch.arange(entry.layout.length, device=entry.samples[0].columns.device)[None]
+            position_ids = torch.arange(entry.layout.length)[None]
+        position_ids = position_ids.to(device)
         three = position_ids.ndim == 3
         positions = [
             entry.layout.take(position_ids[-3:].permute(1, 2, 0), sample).T if three else entry.layout.take(position_ids, sample)
@@ -84,28 +105,32 @@ class LayerReduction:
         query, key = self.family.decoder_projections(self.layer)
         return [query.register_forward_hook(keep("query")), key.register_forward_hook(keep("key"))]
 
-    def events(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
+    def events(self, stage: Stage, prefill: Prefill, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
         """One event per sample: its rows alone, without padding."""
         assert self.inputs is not None
+        prompt, entry = prefill.prompt, prefill.entry
         return [
             DecoderLayer(
                 index=self.index,
                 num_layers=len(self.decoder.layers),
                 hidden_states=stage.layout.take(output, sample),
-                inputs=stage.layout.take(self.inputs, sample),
+                inputs=stage.layout.take(self.inputs.to(output.device), sample),
                 visual=stage.visual[sample],
                 text=stage.text[sample],
                 entered=entered[sample],
                 signals=LayerInSample(self, stage, sample),
                 memory=prompt.memory(sample),
                 source_memories=[source.memory for source in prompt.of_sample(sample)],
+                text_behind=entry.samples[sample].text_behind,
+                checks=prefill.checks,
             )
             for sample in range(len(stage.layout.columns))
         ]
 
-    def run(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
+    def run(self, stage: Stage, prefill: Prefill, entered: list[int], output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
         """Ask the methods; return the next stage and the layer's output without the dropped rows, or None."""
-        events = self.events(stage, prompt, entered, output)
+        stage = stage.to(output.device)
+        events = self.events(stage, prefill, entered, output)
         for event in events:
             if len(event.visual):
                 self.reduce(event)
@@ -145,7 +170,7 @@ class LayerReduction:
             counts = torch.tensor([len(rows) for rows in kept], device=hidden.device)
             following.next_position = torch.where(torch.tensor(renumbered, device=hidden.device), counts, before)
             return
-        cos, sin = self.call["position_embeddings"]
+        cos, sin = (states.to(hidden.device) for states in self.call["position_embeddings"])
         following.position_embeddings = tuple(  # type: ignore[assignment]
             following.layout.pad([stage.layout.take(states, sample)[rows] for sample, rows in enumerate(kept)])
             for states in (cos, sin)
@@ -161,4 +186,6 @@ class LayerReduction:
             attention_mask=following.layout.mask(hidden.device) if following.layout.padded else None,
             past_key_values=self.call.get("past_key_values"),
             layer_idx=self.index + 1,
+            # whether the mask could be left out is asked of the device; without padding there is none anyway
+            allow_is_causal_skip=not following.layout.padded,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenzoo.lazy import torch
 from tokenzoo.method import ops
 from tokenzoo.method.reduction import PositionPolicy, Reduction
-from tokenzoo.method.validation import check_count, check_reduction
+from tokenzoo.method.validation import Checks, check_count, check_reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +54,14 @@ class DecoderLayer:
     #: Which of the layer's rows are left, in their order; None: all of them. Position ids where they were renumbered.
     kept: Tensor | None = None
     renumbered: Tensor | None = None
+    #: How many text tokens stand behind the last visual token of the prompt.
+    text_behind: int = 0
+    checks: Checks = field(default_factory=Checks)
 
     @property
     def text_after(self) -> Tensor:
-        """The indices of the text tokens behind the last visual token: question and assistant prefix."""
-        return self.text[self.text > self.visual[-1]] if len(self.visual) else self.text
+        """The indices of the text tokens behind the prompt's last visual token: question and assistant prefix."""
+        return self.text[len(self.text) - self.text_behind :]
 
     def rows(self, rows: str | Tensor) -> Tensor:
         """Indices for "last" (the last prompt token), "text" (all text tokens) or an index tensor."""
@@ -122,8 +125,8 @@ class DecoderLayer:
         ones go behind their run of visual tokens.
         """
         where = f"after layer {self.index}"
-        check_reduction(result, self.hidden_states[self.visual], method, where, unique_anchors=True)
-        anchors, appended = (result.anchors, result.appended) if isinstance(result, Reduction) else (result, 0)
+        anchors = check_reduction(result, self.hidden_states[self.visual], method, where, unique_anchors=True, checks=self.checks)
+        appended = result.appended if isinstance(result, Reduction) else 0
         check_count(len(anchors), count, method, where)
         if isinstance(result, Reduction):
             self.hidden_states = self.hidden_states.index_copy(0, self.visual[anchors], result.features)

@@ -41,7 +41,7 @@ def pick_flops(method: TokenReducer, layer: int, before: int, after: int, worklo
     """Matrix products of one `pick` after decoder layer `layer`, of `before` visual tokens of which `after` remain."""
     architecture, text = workload.architecture, workload.text_tokens
     key = (type(method), str(method), layer, before, after, architecture, text)
-    return _count(key, lambda: method.pick(_layer(layer, before, text, architecture), after))
+    return _count(key, lambda: method.pick(layer_event(layer, before, text, architecture), after))
 
 
 def _count(key: Any, run: Callable[[], Any]) -> int:
@@ -125,7 +125,7 @@ class _Text:
         return self.all()
 
 
-def _layer(index: int, visual: int, text: int, architecture: Architecture) -> DecoderLayer:
+def layer_event(index: int, visual: int, text: int, architecture: Architecture) -> DecoderLayer:
     total = visual + text
     return DecoderLayer(
         index=index,
@@ -136,6 +136,7 @@ def _layer(index: int, visual: int, text: int, architecture: Architecture) -> De
         text=torch.arange(visual, total),
         entered=visual,
         signals=_Layer(architecture, total),
+        text_behind=text,
     )
 
 

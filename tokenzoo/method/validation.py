@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenzoo.errors import FailedError
@@ -17,8 +18,41 @@ class InvalidReductionError(FailedError):
     """A method returned something that is no reduction of the tokens it was given."""
 
 
-def check_reduction(result: Tensor | Reduction, tokens: Tensor, method: str, where: str, unique_anchors: bool) -> None:
-    """Raise InvalidReductionError unless `result` is a valid reduction of `tokens` [count, width]."""
+@dataclass
+class Checks:
+    """Checks of values that a device still works out.
+
+    On the CPU a check is answered at once. An accelerator would have to be waited for, so what it answers is collected and
+    read all at once by `settle`: when the trace is read, the next prompt comes, or the block ends.
+    """
+
+    pending: list[tuple[Tensor, Callable[[], None]]] = field(default_factory=list)
+
+    def expect_not(self, wrong: Tensor, explain: Callable[[], None]) -> None:
+        """`explain` raises what is to be said where `wrong`, one boolean, is true."""
+        if wrong.device.type != "cpu":
+            self.pending.append((wrong, explain))
+        elif bool(wrong):
+            explain()
+
+    def settle(self) -> None:
+        """Read every answer; raise for the first that is wrong."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        place = pending[0][0].device
+        for wrong, (_, explain) in zip(torch.stack([flag.to(place) for flag, _ in pending]).tolist(), pending, strict=True):
+            if wrong:
+                explain()
+
+
+def check_reduction(
+    result: Tensor | Reduction, tokens: Tensor, method: str, where: str, unique_anchors: bool, checks: Checks
+) -> Tensor:
+    """Raise InvalidReductionError unless `result` is a valid reduction of `tokens` [count, width]; return its indices.
+
+    On an accelerator indices are held within range until `checks` are settled: there a wrong one would end the process.
+    """
 
     def fail(problem: str) -> None:
         raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
@@ -33,9 +67,10 @@ def check_reduction(result: Tensor | Reduction, tokens: Tensor, method: str, whe
     if index.device != tokens.device:
         fail(f"kept indices lie on {index.device}, the tokens on {tokens.device}.")
     if not index.is_meta:
-        check_values(index, count, unique_anchors or not merged, fail)
+        check_values(index, count, unique_anchors or not merged, fail, checks)
     if isinstance(result, Reduction):
-        check_features(result.features, len(index), tokens, fail)
+        check_features(result.features, len(index), tokens, fail, checks)
+    return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
 
 
 def check_count(left: int, count: int | None, method: str, where: str) -> None:
@@ -44,22 +79,21 @@ def check_count(left: int, count: int | None, method: str, where: str) -> None:
         raise InvalidReductionError(f"Method '{method}' ({where}): it declared {count} tokens and returned {left}.")
 
 
-def check_values(index: Tensor, count: int, unique: bool, fail: Callable[[str], None]) -> None:
-    """Indices within range and, where they must be, different from each other.
-
-    A GPU is waited for once: what is wrong is looked up only when something is.
-    """
+def check_values(index: Tensor, count: int, unique: bool, fail: Callable[[str], None], checks: Checks) -> None:
+    """Indices within range and, where they must be, different from each other."""
     ascending = index.sort().values
     outside = ((ascending < 0) | (ascending >= count)).any()
     twice = (ascending[1:] == ascending[:-1]).any() if unique else outside
-    if not bool(outside | twice):
-        return
-    if bool(outside):
-        fail(f"kept index {int(ascending[0])}..{int(ascending[-1])} is out of range: {count} visual tokens were given.")
-    fail("the same token is kept twice.")
+
+    def explain() -> None:
+        if bool(outside):
+            fail(f"kept index {int(ascending[0])}..{int(ascending[-1])} is out of range: {count} visual tokens were given.")
+        fail("the same token is kept twice.")
+
+    checks.expect_not(outside | twice, explain)
 
 
-def check_features(features: Tensor, kept: int, tokens: Tensor, fail: Callable[[str], None]) -> None:
+def check_features(features: Tensor, kept: int, tokens: Tensor, fail: Callable[[str], None], checks: Checks) -> None:
     """Merged features of the right shape and type, all finite, no more than there were."""
     count, width = tokens.shape
     if tuple(features.shape) != (kept, width):
@@ -68,5 +102,5 @@ def check_features(features: Tensor, kept: int, tokens: Tensor, fail: Callable[[
         fail(f"features are {features.dtype}, the tokens {tokens.dtype}.")
     if kept > count:
         fail(f"{kept} tokens were made of {count}: a reduction cannot grow.")
-    if not features.is_meta and not bool(torch.isfinite(features).all()):
-        fail("features hold NaN or infinity.")
+    if not features.is_meta:
+        checks.expect_not(~torch.isfinite(features).all(), lambda: fail("features hold NaN or infinity."))

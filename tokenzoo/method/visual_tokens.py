@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tokenzoo.lazy import torch
 from tokenzoo.method.reduction import Reduction
-from tokenzoo.method.validation import check_count, check_reduction
+from tokenzoo.method.validation import Checks, InvalidReductionError, check_count, check_reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +72,9 @@ class VisualTokens:
     assignment: Tensor | None = None
     #: For each method that acted, the anchors it returned: where positions came from.
     history: list[Tensor | None] = field(default_factory=list)
+    checks: Checks = field(default_factory=Checks)
+    #: Tokens of each view, where they are known without looking.
+    counts: list[int] | None = None
 
     @property
     def count(self) -> int | None:
@@ -84,6 +87,8 @@ class VisualTokens:
 
     def view_counts(self) -> list[int]:
         """How many tokens each view has now."""
+        if self.counts is not None:
+            return self.counts
         if self.anchors is None:
             return [height * width for height, width in self.grids]
         return torch.bincount(self.view, minlength=len(self.grids)).tolist()
@@ -164,12 +169,12 @@ class VisualTokens:
 
     def apply(self, result: Tensor | Reduction, method: str) -> None:
         """Apply what a method returned: kept indices [kept] in their new order, or a Reduction."""
-        check_reduction(result, self.features, method, "before the LLM", unique_anchors=False)
-        if isinstance(result, Reduction):
-            features, anchors, assignment = result.features, result.anchors, result.assignment
-        else:
-            features, anchors, assignment = self.features[result], result, None
-        check_count(len(anchors), self.count, method, "before the LLM")
+        where = "before the LLM"
+        anchors = check_reduction(result, self.features, method, where, unique_anchors=False, checks=self.checks)
+        features, assignment = (
+            (result.features, result.assignment) if isinstance(result, Reduction) else (self.features[anchors], None)
+        )
+        check_count(len(anchors), self.count, method, where)
         if assignment is None:
             assignment = torch.full((len(self.features),), -1, device=features.device)
             assignment[anchors] = torch.arange(len(anchors), device=features.device)
@@ -177,6 +182,22 @@ class VisualTokens:
         self.anchors = anchors if self.anchors is None else self.anchors[anchors]
         self.features, self.view = features, self.view[anchors]
         self.history.append(anchors)
+        self._count_views(method, where)
+
+    def _count_views(self, method: str, where: str) -> None:
+        """A count for each view is a promise for each; counts for all together leave it open how many each one has."""
+        self.counts = None
+        if self.left is None or len(self.left) != len(self.grids):
+            return
+        found = (self.view == torch.arange(len(self.grids), device=self.view.device)[:, None]).sum(1)
+        promised, self.counts = self.left, list(self.left)
+
+        def explain() -> None:
+            raise InvalidReductionError(
+                f"Method '{method}' ({where}): it declared {list(promised)} tokens of its views and returned {found.tolist()}."
+            )
+
+        self.checks.expect_not((found != torch.tensor(promised, device=found.device)).any(), explain)
 
 
 def _follow(first: Tensor, second: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAY
     if family not in _BUILDERS:
         raise unknown("family", family, FAMILIES, "python -c 'import tokenzoo.testing as t; print(t.FAMILIES)'")
     model: Any
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _BUILDERS[family](layers).eval()
         _spread_weights(model)

@@ -10,7 +10,7 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from tokenzoo.host.families.llava import Llava, strategy
-from tokenzoo.host.family import Module, VisualSource
+from tokenzoo.host.family import Module, VisualSource, numbers_of
 from tokenzoo.method.workload import Source
 
 
@@ -33,13 +33,14 @@ class LlavaNext(Llava):
     ) -> torch.Tensor:
         """Values [views, tokens, channels] of one image's patches in the order of its tokens in the LLM, newlines left out."""
         (row,) = self.pack(model, [values.float()], [size], call)
-        return row[marks.to(row.device) >= 0]
+        return row[(marks >= 0).nonzero()[:, 0].to(row.device)]
 
     def anyres_sources(self, model: Module, call: Mapping[str, Any], tiled: Sequence[bool]) -> list[VisualSource]:
         """Run the model's packing on one-channel features: 0 for the base view, 1 for the grid, NaN for newlines."""
         grid = self.patch_grid(model)
         tokens = grid[0] * grid[1]
-        sizes = [size.tolist() if isinstance(size, torch.Tensor) else list(size) for size in call["image_sizes"]]
+        sizes = call["image_sizes"]
+        sizes = sizes if isinstance(sizes, list) else numbers_of(sizes)
         counts = [
             image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
             if split

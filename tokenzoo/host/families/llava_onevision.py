@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokenzoo.host.families.llava_next import LlavaNext
-from tokenzoo.host.family import Module, VisualSource
+from tokenzoo.host.family import Module, VisualSource, numbers_of
 from tokenzoo.method.workload import Source
 
 
@@ -26,7 +26,9 @@ class LlavaOnevision(LlavaNext):
         per_sample = call.get("batch_num_images")
         tiled = [True] * len(call["image_sizes"])
         if per_sample is not None:  # several images in one sample are not tiled
-            tiled = [int(count) == 1 for count in per_sample for _ in range(int(count))]
+            sizes, counts = numbers_of(call["image_sizes"], per_sample)
+            tiled = [count == 1 for count in counts for _ in range(count)]
+            call = {**call, "image_sizes": sizes}
         return self.anyres_sources(model, call, tiled)
 
     def pack(self, model: Module, views: list[torch.Tensor], sizes: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenzoo.lazy import torch
@@ -54,20 +55,30 @@ def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, 
     return (total / rows).view(views, heads, -1)
 
 
-#: Rows of the attention matrix that `pagerank` computes at once, and the attention weights it holds at a time
-#: (8 MB in float32) unless a single head has more.
-_PAGERANK_ROWS = 128
-_PAGERANK_ELEMENTS = 1 << 21
+@dataclass(frozen=True)
+class Blocks:
+    """How `pagerank` cuts its attention matrices: rows computed at once, attention weights held at a time.
+
+    A single head's causal part is held in any case, whatever it has.
+    """
+
+    rows: int
+    elements: int
+
+    def of(self, tokens: int) -> list[tuple[int, int]]:
+        """The row blocks (start, stop) of a causal attention matrix; a block needs the columns before `stop` alone."""
+        return [(start, min(start + self.rows, tokens)) for start in range(0, tokens, self.rows)]
 
 
-def _row_blocks(tokens: int) -> list[tuple[int, int]]:
-    """The row blocks (start, stop) of a causal attention matrix; a block needs the columns before `stop` alone."""
-    return [(start, min(start + _PAGERANK_ROWS, tokens)) for start in range(0, tokens, _PAGERANK_ROWS)]
+#: A processor's cache wants small blocks (8 MB); every block of an accelerator is several launches, so there they are few
+#: (0.3 GB). One block of rows is one of these, so that a block's own work is no larger than what is held.
+CPU_BLOCKS = Blocks(rows=128, elements=1 << 21)
+ACCELERATOR_BLOCKS = Blocks(rows=2048, elements=1 << 26)
 
 
-def _head_chunks(kv_heads: int, group: int, tokens: int) -> Iterator[tuple[slice, slice]]:
+def _head_chunks(kv_heads: int, group: int, tokens: int, blocks: Blocks) -> Iterator[tuple[slice, slice]]:
     """Slices (of the kv heads, of the query heads in a group) whose attention weights are held together."""
-    heads = max(1, _PAGERANK_ELEMENTS // (sum((stop - start) * stop for start, stop in _row_blocks(tokens)) or 1))
+    heads = max(1, blocks.elements // (sum((stop - start) * stop for start, stop in blocks.of(tokens)) or 1))
     if heads >= group:
         for kv in range(0, kv_heads, heads // group):
             yield slice(kv, kv + heads // group), slice(0, group)
@@ -92,38 +103,48 @@ def pagerank(
     [N] in float32. Holds one head's causal half of M at a time, or a few small heads', never heads × N × N.
     """
     (heads, tokens, width), kv_heads = query.shape, len(key)
-    # many CPUs emulate products in half precision, a hundred times slower; none is slow in float32
-    precision = torch.float32 if query.device.type == "cpu" else query.dtype
+    cut = CPU_BLOCKS if query.device.type == "cpu" else ACCELERATOR_BLOCKS
+    borders, side = cut.of(tokens), min(cut.rows, tokens)
+    future = torch.ones(side, side, dtype=torch.bool, device=query.device).triu_(1)
     query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
     squares = torch.zeros(tokens, device=query.device)
-    for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens):
-        blocks = _transition_blocks(query[kv, part].to(precision) * scaling, key[kv].to(precision), 1 / temperature)
+    for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens, cut):
+        blocks = _transition_blocks(query[kv, part].float() * (scaling / temperature), key[kv].float(), borders, future)
         rank = torch.full((len(blocks[0][2]), 1, tokens), 1 / tokens, device=query.device) if blocks else squares[None]
         for _ in range(iterations):
-            moved = torch.zeros_like(rank)
-            for start, stop, transition in blocks:
-                moved[..., :stop] += torch.bmm(rank[..., start:stop], transition)
+            if len(blocks) == 1:
+                moved = torch.bmm(rank, blocks[0][2])
+            else:
+                moved = torch.zeros_like(rank)
+                for start, stop, transition in blocks:
+                    moved[..., :stop] += torch.bmm(rank[..., start:stop], transition)
             rank = moved.mul_(1 - damping).add_(damping / tokens) if damping else moved
         squares += rank.square().sum((0, 1))
         del blocks  # before the next heads' are made
     return (squares / heads).sqrt()
 
 
-def _transition_blocks(query: Tensor, key: Tensor, scale: float) -> list[tuple[int, int, Tensor]]:
-    """M of a chunk of heads: query [kv, group, N, d], key [kv, N, d] -> (start, stop, [kv · group, rows, stop])."""
-    kv_heads, group, tokens, width = query.shape
-    future = torch.ones(_PAGERANK_ROWS, _PAGERANK_ROWS, dtype=torch.bool, device=query.device).triu(1)
+def _transition_blocks(
+    query: Tensor, key: Tensor, borders: list[tuple[int, int]], future: Tensor
+) -> list[tuple[int, int, Tensor]]:
+    """M of a chunk of heads: query [kv, group, N, d], key [kv, N, d] -> (start, stop, [kv · group, rows, stop]).
+
+    `future`: which columns of a block's own square its rows must not see.
+    """
+    kv_heads, group, _, width = query.shape
     blocks = []
-    for start, stop in _row_blocks(tokens):
+    for start, stop in borders:
         rows = query[:, :, start:stop].reshape(kv_heads, -1, width)
-        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).float().mul_(scale)
-        logits = logits.view(kv_heads * group, stop - start, stop)
+        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).view(kv_heads * group, stop - start, stop)
         logits[..., start:].masked_fill_(future[: stop - start, : stop - start], -math.inf)
         blocks.append((start, stop, logits.softmax(-1)))
     return blocks
 
 
 def pagerank_flops(tokens: int, heads: int, head_dim: int, iterations: int = 5) -> int:
-    """Matrix products of `pagerank`: q Kᵀ once and a row vector times M `iterations` times, block by block."""
-    weights = sum((stop - start) * stop for start, stop in _row_blocks(tokens))
+    """Matrix products of `pagerank` on a CPU: q Kᵀ once and a row vector times M `iterations` times, block by block.
+
+    An accelerator's larger blocks compute some more weights that the causal mask hides.
+    """
+    weights = sum((stop - start) * stop for start, stop in CPU_BLOCKS.of(tokens))
     return 2 * heads * weights * (head_dim + iterations)

@@ -1,0 +1,159 @@
+"""Every method and family on an accelerator that is not there: the same tokens, no tensor of another device, few waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import tokenzoo
+from tokenzoo import TokenReducer, UnsupportedError
+from tokenzoo.application import family_of
+from tokenzoo.method.validation import InvalidReductionError
+from tokenzoo.testing.emulated import (
+    Log,
+    MixedDevicesError,
+    OnDevice,
+    emulated_devices,
+    follow,
+    inputs_on_device,
+    on_device,
+)
+from tokenzoo.testing.inputs import cases, tiny_inputs
+from tokenzoo.testing.models import FAMILIES, tiny_model
+from tokenzoo.zoo.plugins import load_zoo
+
+LAYERS = 12
+METHODS = load_zoo((), ()).names()
+#: Waits of one prefill: for the sizes of the pictures, and for what the prompt looks like.
+PREFILL_WAITS = 2
+#: Each method on each family with one sample or several, the next method the other way round; the matrix has both.
+RUNS = [
+    pytest.param(family, case, method, marks=() if (row + column) % 2 == number else pytest.mark.matrix)
+    for column, family in enumerate(FAMILIES)
+    for row, method in enumerate(METHODS)
+    for number, case in enumerate(("single", "left"))
+]
+
+
+@cache
+def models(family: str) -> tuple[Any, Any]:
+    """The same tiny model on the CPU and on the device."""
+    return tiny_model(family, layers=LAYERS), on_device(tiny_model(family, layers=LAYERS))
+
+
+@cache
+def split_model(family: str) -> Any:
+    """Encoder and the LLM's second half on device 1, the rest on device 0; each module moves what it is given."""
+    model = tiny_model(family, layers=LAYERS)
+    adapter = family_of(model)
+    decoder, root = adapter.decoder(model), adapter.root(model)
+    tower = getattr(root, "vision_tower", None) or root.visual
+    second = [*decoder.layers[LAYERS // 2 :], decoder.norm]
+    names = {module: name for name, module in model.named_modules()}
+    places = {names[module].replace(".", "__"): 1 for module in (tower, *second)}
+    on_device(model, 0, **places)
+    for module in (tower, *second):
+        follow(module, 1)
+    first = [decoder.embed_tokens, decoder.rotary_emb, *decoder.layers[: LAYERS // 2], model.lm_head]
+    for module in first + ([adapter.projector(model)] if hasattr(root, "multi_modal_projector") else []):
+        follow(module, 0)
+    return model
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    with emulated_devices() as found:
+        yield found
+
+
+def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """Greedy tokens, and the visual tokens in each layer of each sample."""
+    with torch.no_grad(), tokenzoo.apply(model, method) as run:
+        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        counts = [run.trace.visual_tokens(sample) for sample in range(len(made))]
+    return (made.inside if isinstance(made, OnDevice) else made), counts
+
+
+def waits(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: Log) -> int:
+    """Waits that tokenzoo and the method cause until so many tokens are there, the trace not read."""
+    log.waits.clear()
+    with torch.no_grad(), tokenzoo.apply(model, method) as run:
+        model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        found = log.count
+        run.settle()
+    return found
+
+
+@pytest.mark.parametrize(("family", "case", "method"), RUNS)
+def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, case: str, method: str, log: Log) -> None:
+    here, there = models(family)
+    case = case if case in cases(here) else "single"
+    inputs = tiny_inputs(here, case)
+    try:
+        expected = generate(here, inputs, method, 3)
+    except UnsupportedError:
+        pytest.skip("The method says that it cannot work on this model.")
+    found = generate(there, inputs_on_device(inputs), method, 3)
+    assert found[1] == expected[1] and torch.equal(found[0], expected[0])
+    prefill = waits(there, inputs_on_device(inputs), method, 1, log)
+    assert waits(there, inputs_on_device(inputs), method, 3, log) == prefill, log.waits
+    if load_zoo().build(method).fixed_schedule:
+        assert prefill <= PREFILL_WAITS, log.waits
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param(family, method, marks=() if (row + column) % 3 == 0 else pytest.mark.matrix)
+        for column, family in enumerate(FAMILIES)
+        for row, method in enumerate(METHODS)
+    ],
+)
+def test_two_devices_keep_the_tokens_that_one_keeps(family: str, method: str, log: Log) -> None:
+    here, _ = models(family)
+    inputs = tiny_inputs(here, "left")
+    try:
+        expected = generate(here, inputs, method, 3)
+    except UnsupportedError:
+        pytest.skip("The method says that it cannot work on this model.")
+    found = generate(split_model(family), inputs_on_device(inputs), method, 3)
+    assert found[1] == expected[1] and torch.equal(found[0], expected[0])
+
+
+class Wrong(TokenReducer):
+    """Keeps one token that is not there, or one token twice."""
+
+    name = "wrong"
+    indices = (0, 99)
+
+    def left(self, views: Any, source: Any, architecture: Any) -> int:
+        return 2
+
+    def reduce(self, tokens: Any) -> torch.Tensor:
+        return torch.tensor(self.indices, device=tokens.features.device)
+
+
+class Twice(Wrong):
+    indices = (3, 3)
+
+
+@pytest.mark.parametrize(("method", "message"), [(Wrong(), "out of range"), (Twice(), "kept twice")])
+def test_what_a_method_must_not_return_is_found_when_the_block_ends(method: TokenReducer, message: str, log: Log) -> None:
+    _, there = models("llava")
+    inputs = inputs_on_device(tiny_inputs(models("llava")[0], "single"))
+    with pytest.raises(InvalidReductionError, match=message), tokenzoo.apply(there, [method]), torch.no_grad():
+        there(**inputs)
+
+
+def test_the_device_refuses_what_a_gpu_refuses(log: Log) -> None:
+    first, other = OnDevice(torch.ones(3)), OnDevice(torch.ones(3), 1)
+    with pytest.raises(MixedDevicesError, match="on the CPU"):
+        first + torch.ones(3)
+    with pytest.raises(MixedDevicesError, match="two devices"):
+        first + other
+    assert torch.arange(3, device="emulated:0").device == first.device and (first + 1).device == first.device
+    assert torch.equal(first.cpu() + 1, torch.full((3,), 2.0))
