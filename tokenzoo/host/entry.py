@@ -184,7 +184,7 @@ def _places(source: PlacedSource, anchors: torch.Tensor | None) -> _Places:
     places = torch.cat([own, columns[structural]])
     if not mapped:
         return _Places(places, columns[:1].expand(len(places)), structural)
-    raster = (own.diff() > 0).all()  # a tensor: the device is not waited for
+    raster = (own[1:] > own[:-1]).all()  # a tensor: the device is not waited for
     return _Places(places, torch.where(raster, places, columns[:1]), structural)
 
 

@@ -105,7 +105,7 @@ def pagerank(
     (heads, tokens, width), kv_heads = query.shape, len(key)
     cut = CPU_BLOCKS if query.device.type == "cpu" else ACCELERATOR_BLOCKS
     borders, side = cut.of(tokens), min(cut.rows, tokens)
-    future = torch.ones(side, side, dtype=torch.bool, device=query.device).triu_(1)
+    future = torch.ones(side, side, dtype=torch.bool, device=query.device).triu(1)
     query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
     squares = torch.zeros(tokens, device=query.device)
     for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens, cut):
