@@ -44,7 +44,7 @@ def max_coverage(values: Tensor, count: int, weight: Tensor | None = None, bonus
     out. Nothing is picked twice (count <= n); ties go to the first.
     """
     covered = values.new_zeros(*values.shape[:-1], 1)
-    free = torch.zeros_like(values[..., 0, :])  # -inf where a column was picked
+    free = values.new_zeros(*values.shape[:-2], values.shape[-1])  # -inf where a column was picked
     picks: list[Tensor] = []
     for _ in range(count):
         gain = (values - covered).clamp_(min=0).sum(-2)

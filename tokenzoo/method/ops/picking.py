@@ -19,11 +19,13 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
 def alike(views: Sequence[Tensor], left: Sequence[int]) -> Iterator[tuple[list[int], Tensor, int]]:
     """Views of one size of which equally many tokens are left: their numbers, token indices [v, t], and how many are left.
 
-    `views` hold each view's token indices. What is done to views one by one is done to all frames of a video at once.
+    `views` hold each view's token indices. So what is done to views one by one is done to all frames of a video at once.
+    Views of which nothing is left are not among them.
     """
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, (view, count) in enumerate(zip(views, left, strict=True)):
-        numbers.setdefault((len(view), count), []).append(number)
+        if count:
+            numbers.setdefault((len(view), count), []).append(number)
     for (_, count), group in numbers.items():
         yield group, torch.stack([views[number] for number in group]), count
 
@@ -33,7 +35,7 @@ def pick_views(views: Sequence[Tensor], left: Sequence[int], pick: Callable[[Ten
 
     `pick(index [v, t], count)` chooses `count` places [v, count] of t in v views at once (see `alike`).
     """
-    chosen = list(views)
+    chosen = [view[:0] for view in views]
     for numbers, index, count in alike(views, left):
         for number, kept in zip(numbers, index.gather(1, pick(index, count)), strict=True):
             chosen[number] = kept
