@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tokenzoo import PositionPolicy, TokenReducer, ops
+from tokenzoo import Architecture, PositionPolicy, TokenReducer, ops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,3 +39,6 @@ class DivPrune(TokenReducer):
     def reduce(self, tokens: VisualTokens) -> Tensor:
         distance = 1 - ops.cosine_similarity(tokens.features)
         return ops.farthest_first(distance, tokens.count or 0).sort().values
+
+    def reduce_flops(self, views: tuple[int, ...], left: Any, source: Any, architecture: Architecture) -> int:
+        return 2 * sum(views) ** 2 * architecture.hidden

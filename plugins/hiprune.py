@@ -69,7 +69,7 @@ class HiPrune(TokenReducer):
         widths = {height * width: width for height, width in tokens.grids}
 
         def pick(index: Tensor, count: int) -> Tensor:
-            last, width = index.shape[1] - 1, widths[index.shape[1]]
+            last, width = len(index[0]) - 1, widths[len(index[0])]
             anchors = middle[index].argsort(descending=True, stable=True)[:, : round(count * self.alpha / 5)]
             buffers = torch.cat([anchors + step for step in (-1, 1, -width, width)], 1).clamp(0, last)
             rank = deep[index].scatter(1, buffers, torch.finfo(deep.dtype).max).scatter(1, anchors, math.inf)

@@ -57,3 +57,10 @@ class SCOPE(TokenReducer):
             return ops.max_coverage(cosines, count, **weighed)
 
         return tokens.in_reading_order(ops.pick_views(tokens.views(), tokens.left or (), pick))
+
+    def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture) -> int:
+        """The saliency in the encoder's views, the cosines in those of which something is left."""
+        queries, width = "cls" if architecture.has_cls else "all", architecture.encoder_hidden
+        rows = [tokens * architecture.encoder_merge + architecture.has_cls for tokens in source.before_projector]
+        saliency = sum(ops.encoder_attention_flops(count, width, queries) for count in rows)
+        return saliency + sum(2 * tokens**2 * width for tokens, kept in zip(views, left, strict=True) if kept)
