@@ -50,23 +50,23 @@ def example(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_the_example_is_listed_and_shown(example: Path, tmp_path: Path) -> None:
     listed = json.loads(run(example, "-m", "tokenzoo", "list", "--format", "json", cwd=tmp_path))
-    assert {"divprune": "tokenzoo-divprune 1.0.0"}.items() <= {row["name"]: row["from"] for row in listed}.items()
-    shown = run(example, "-m", "tokenzoo", "show", "divprune", cwd=tmp_path)
+    assert {"maxmin": "tokenzoo-maxmin 1.0.0"}.items() <= {row["name"]: row["from"] for row in listed}.items()
+    shown = run(example, "-m", "tokenzoo", "show", "maxmin", cwd=tmp_path)
     assert "2503.02175" in shown and "tokens-192" in shown
-    assert "tokenzoo-divprune 1.0.0" in run(example, "-m", "tokenzoo", "plugins", cwd=tmp_path)
+    assert "tokenzoo-maxmin 1.0.0" in run(example, "-m", "tokenzoo", "plugins", cwd=tmp_path)
 
 
 def test_the_example_passes_check(example: Path, tmp_path: Path) -> None:
     wanted = ["--family", "llava", "--family", "llava-onevision", "--family", "qwen2.5-vl", "--backend", "sdpa"]
-    assert "Every guarantee holds." in run(example, "-m", "tokenzoo", "check", "divprune", *wanted, cwd=tmp_path)
+    assert "Every guarantee holds." in run(example, "-m", "tokenzoo", "check", "maxmin", *wanted, cwd=tmp_path)
 
 
 def test_the_example_stands_in_a_comparison_with_aim(example: Path, tmp_path: Path) -> None:
-    options = ["--methods", "aim,divprune", "--model", "embedded:llava", "--limit", "4", "--no-timing"]
+    options = ["--methods", "aim,maxmin", "--model", "embedded:llava", "--limit", "4", "--no-timing"]
     options += ["--store", str(tmp_path / "store.sqlite"), "--format", "json"]
     table = json.loads(run(example, "-m", "tokenzoo", "compare", *options, cwd=tmp_path))
     text = json.dumps(table)
-    for name in ("aim", "divprune", "none", "random"):
+    for name in ("aim", "maxmin", "none", "random"):
         assert f'"{name}"' in text
 
 
@@ -77,7 +77,7 @@ def test_the_example_passes_its_own_tests(example: Path) -> None:
 
 def test_the_allowlist_leaves_it_out(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENZOO_LOAD_PLUGINS", "")
-    assert "divprune" not in run(example, "-m", "tokenzoo", "list", cwd=tmp_path)
+    assert "maxmin" not in run(example, "-m", "tokenzoo", "list", cwd=tmp_path)
 
 
 def test_what_new_writes_installs_and_passes_its_own_test(environment: Path, tmp_path: Path) -> None:

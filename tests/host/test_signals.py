@@ -156,6 +156,54 @@ def test_tiled_features_stand_where_their_tokens_do():
     torch.testing.assert_close(seen["features"], packed[~packed.isnan().any(-1)])
 
 
+@pytest.mark.parametrize("family", ["llava-next", "llava-onevision"])
+@pytest.mark.parametrize("sample", [0, 1, 2])
+def test_tiles_are_read_as_the_model_puts_them_together(family, sample):
+    """Of one row of tiles, one column, and a square: what the model packs stands in reading order."""
+
+    @dataclass
+    class Places(Asks):
+        name: ClassVar[str] = "places"
+
+        def reduce(self, tokens):
+            everything = torch.arange(len(tokens.features))
+            self.told.update(places=tokens.reading_place(everything), order=tokens.in_reading_order(everything.flip(0)))
+            return everything[1:]
+
+    model, method = tiny_model(family, layers=LAYERS), Places()
+    inputs = take_sample(tiny_inputs(model, "left"), "left", sample)
+    with tokenzoo.apply(model, method), torch.no_grad():
+        model(**inputs)
+    places, newline = method.told["places"], torch.tensor([torch.nan])
+    cells = 16 if family == "llava-next" else 36
+    numbers = torch.arange(len(places)).float().view(-1, cells, 1)
+    options = ("default", newline) if family == "llava-next" else (newline, "anyres_max_9")
+    (packed, *_), _ = model.model.pack_image_features([numbers], inputs["image_sizes"], *options)
+    read = places[packed[~packed.isnan()].long()]
+    assert len(read) > cells and bool((read.diff() > 0).all())
+    assert torch.equal(method.told["order"], places.argsort())
+
+
+@pytest.mark.parametrize(("family", "layer"), [("llava", -2), ("llava-onevision", -1)])
+def test_saliency_is_the_cls_row_or_the_mean_of_the_last_layer(family, layer):
+    @dataclass
+    class Saliency(Asks):
+        name: ClassVar[str] = "saliency"
+
+        def encoder_layers(self, architecture):
+            return (architecture.saliency_layer,)
+
+        def reduce(self, tokens):
+            queries = "cls" if family == "llava" else "all"
+            self.told.update(ours=tokens.encoder_saliency(), stock=tokens.encoder_attention(layer, queries))
+            return torch.arange(1, len(tokens.features))
+
+    model, method = tiny_model(family, layers=LAYERS), Saliency()
+    with tokenzoo.apply(model, method), torch.no_grad():
+        model(**take_sample(tiny_inputs(model, "single"), "single", 0))
+    assert torch.equal(method.told["ours"], method.told["stock"])
+
+
 def test_cls_is_refused_where_there_is_none():
     @dataclass
     class WantsCls(Asks):

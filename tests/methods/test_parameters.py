@@ -22,14 +22,15 @@ NAMES = load_zoo(plugin_files=(), registry_files=()).names()
 
 
 def decoder(layers: int = 28, has_cls: bool = False) -> Architecture:
-    return Architecture("tiny", 64, layers, 4, 2, 96, 100, encoder_hidden=32, encoder_layers=4, has_cls=has_cls)
+    return Architecture("tiny", 64, layers, 4, 2, 96, 100, 0, 32, 32, 4, 4, has_cls=has_cls)
 
 
+views = st.one_of(
+    st.tuples(st.just("image"), st.lists(st.integers(0, 6), min_size=1, max_size=4)),
+    st.builds(lambda side, frames: ("video", [side] * frames), st.integers(0, 6), st.integers(1, 4)),
+)
 sources = st.builds(
-    lambda kind, views, structural: Source(kind, tuple(side * side for side in views), structural),
-    st.sampled_from(["image", "video"]),
-    st.lists(st.integers(0, 6), min_size=1, max_size=4),
-    st.integers(0, 3),
+    lambda found, structural: Source(found[0], tuple(side * side for side in found[1]), structural), views, st.integers(0, 3)
 )
 workloads = st.builds(
     lambda layers, has_cls, found, text: Workload(decoder(layers, has_cls), tuple(found), text),

@@ -4,22 +4,36 @@ Functions named `*_flops` are the closed forms of the matrix products (2 per mul
 they need no torch.
 """
 
-from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
+from tokenzoo.method.ops.attention import (
+    attention_flops,
+    attention_weights,
+    encoder_attention,
+    encoder_attention_flops,
+    pagerank,
+    pagerank_flops,
+)
+from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
-from tokenzoo.method.ops.picking import average_pool, top_indices, uniform_indices
+from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
 
 __all__ = [
     "Match",
+    "alike",
     "attention_flops",
     "attention_weights",
     "average_pool",
     "bipartite_match",
+    "cosine_similarity",
     "encoder_attention",
+    "encoder_attention_flops",
+    "farthest_first",
+    "max_coverage",
     "mean_by_assignment",
     "merge_flops",
     "merge_views",
     "pagerank",
     "pagerank_flops",
+    "pick_views",
     "top_indices",
     "uniform_indices",
 ]

@@ -55,6 +55,11 @@ def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, 
     return (total / rows).view(views, heads, -1)
 
 
+def encoder_attention_flops(rows: int, width: int, queries: str) -> int:
+    """Matrix products of `encoder_attention` in one view of `rows` rows, all heads together `width` wide."""
+    return 2 * (1 if queries == "cls" else rows) * rows * width
+
+
 @dataclass(frozen=True)
 class Blocks:
     """How `pagerank` cuts its attention matrices: rows computed at once, attention weights held at a time.

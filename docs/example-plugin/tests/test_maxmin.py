@@ -1,12 +1,12 @@
-"""DivPrune keeps tokenzoo's guarantees and chooses what its definition says."""
+"""MaxMin keeps tokenzoo's guarantees and chooses what its definition says."""
 
 import pytest
 import torch
-from tokenzoo_divprune import DivPrune, farthest_first
+from tokenzoo_maxmin import MaxMin, farthest_first
 
 from tokenzoo.testing import contract_tests, decide, visual_tokens
 
-test_contract = contract_tests(DivPrune(ratio=0.25))
+test_contract = contract_tests(MaxMin(ratio=0.25))
 
 
 def by_definition(features: torch.Tensor, count: int) -> list[int]:
@@ -29,5 +29,5 @@ def test_the_greedy_choice(tokens: int, count: int) -> None:
 
 def test_equal_tokens_are_kept_once() -> None:
     features = torch.eye(4).repeat(5, 1)
-    kept = decide(DivPrune(ratio=0.2), visual_tokens(features, (4, 5)))
+    kept = decide(MaxMin(ratio=0.2), visual_tokens(features, (4, 5)))
     assert len({tuple(features[i].tolist()) for i in kept}) == 4

@@ -1,4 +1,4 @@
-"""DivPrune: diversity-based visual token pruning (Alvar et al., CVPR 2025, arXiv 2503.02175)."""
+"""An example to copy from: the rule of DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175); tokenzoo ships it as divprune."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DivPrune(TokenReducer):
+class MaxMin(TokenReducer):
     """Before the LLM, keep the round(ratio · n) of n visual tokens whose smallest mutual distance is greatest.
 
     Greedy max-min selection by the cosine distance of the projected embeddings: first the token whose
@@ -27,7 +27,7 @@ class DivPrune(TokenReducer):
 
     ratio: Annotated[float, Field(gt=0, le=1, description="share of the visual tokens that stay (paper: 0.098)")] = 0.098
 
-    name: ClassVar[str] = "divprune"
+    name: ClassVar[str] = "maxmin"
     knob: ClassVar[str] = "ratio"
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> int:
@@ -59,16 +59,16 @@ def farthest_first(features: torch.Tensor, count: int) -> torch.Tensor:
 
 @hookimpl
 def tokenzoo_methods() -> list[type[TokenReducer]]:
-    return [DivPrune]
+    return [MaxMin]
 
 
 @hookimpl
 def tokenzoo_registry() -> dict[str, Any]:
-    """What `tokenzoo show divprune` tells beyond the class itself."""
+    """What `tokenzoo show maxmin` tells beyond the class itself."""
     return {
         "methods": {
-            "divprune": {
-                "title": "DivPrune",
+            "maxmin": {
+                "title": "Max-min diversity",
                 "summary": "keep the tokens most different from each other (greedy max-min)",
                 "paper": {
                     "title": "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
