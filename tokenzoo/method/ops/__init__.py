@@ -6,12 +6,14 @@ they need no torch.
 
 from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
 from tokenzoo.method.ops.clustering import Clusters, dpc_knn
+from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import average_pool, top_indices, uniform_indices
 
 __all__ = [
     "Clusters",
     "Match",
+    "apportion",
     "attention_flops",
     "attention_weights",
     "average_pool",
@@ -24,5 +26,6 @@ __all__ = [
     "pagerank",
     "pagerank_flops",
     "top_indices",
+    "top_of_groups",
     "uniform_indices",
 ]
