@@ -1,4 +1,4 @@
-"""VidCom2: keep the most distinct tokens of each frame, more of the most distinct frames (Liu et al., EMNLP 2025, arXiv 2505.14454)."""
+"""VidCom2: keep the most distinct tokens, more in the most distinct frames (Liu et al., EMNLP 2025, arXiv 2505.14454)."""
 
 from __future__ import annotations
 
@@ -52,10 +52,8 @@ class VidCom2(TokenReducer):
         x = distinct_channels(tokens.features.float())
         video_score, frame_score = likeness(x, x.mean(0)), likeness(x, _means(x, frame, sizes)[frame])
         share = sizes * self.scales(-_means(video_score[:, None], frame, sizes)[:, 0])
-        if tokens.count is None:
-            counts = share.round().long().clamp(min=1)
-        else:
-            counts = ops.apportion(share, sizes, tokens.count, least=1)
+        rounded = share.round().long().clamp(min=1)
+        counts = rounded if tokens.count is None else ops.apportion(share, sizes, tokens.count, least=1)
         return ops.top_of_groups(-video_score - frame_score, frame, counts).sort().values
 
     def scales(self, distinctness: Tensor) -> Tensor:

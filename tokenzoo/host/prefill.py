@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.prompt import Prompt
 from tokenzoo.host.stages import Stage
@@ -16,6 +18,8 @@ class Prefill:
     prompt: Prompt
     entry: Entry
     stages: list[Stage]
+    #: What enters layer 0, [batch, length, hidden], where methods act inside the LLM.
+    embeddings: torch.Tensor | None = None
 
     def stage(self, layer: int) -> Stage:
         """The stage that decoder layer `layer` belongs to."""
@@ -25,6 +29,7 @@ class Prefill:
         """Let go of what the prefill alone needed."""
         for stage in self.stages:
             stage.mask = stage.position_embeddings = None
+        self.embeddings = None
         for source in self.prompt.sources:
             source.encoder = None
             if source.tokens is not None:

@@ -169,7 +169,9 @@ class Run:
             gapless = not self.mrope and all(sample.numbered is not None for sample in entry.samples)
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
-        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, {**call, **changed}.get("position_ids"))])
+        call = {**call, **changed}
+        embeddings = call["inputs_embeds"] if self.methods.acting else None
+        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, call.get("position_ids"))], embeddings)
         return changed
 
     def _embed_words(self, words: list[str]) -> torch.Tensor:
@@ -232,8 +234,7 @@ class Run:
             if not self.prefilling:
                 return None
             assert self.prefill is not None
-            entered = [len(sample.visual) for sample in self.prefill.entry.samples]
-            result = reduction.run(self.prefill.stage(reduction.index), self.prefill.prompt, entered, output)
+            result = reduction.run(self.prefill, output)
             reduction.inputs, reduction.call = None, {}
             if result is None:
                 return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.masking_utils import create_causal_mask
@@ -13,8 +13,10 @@ from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.layer import LayerInSample
-from tokenzoo.host.prompt import Prompt
 from tokenzoo.method.decoder_layer import DecoderLayer
+
+if TYPE_CHECKING:
+    from tokenzoo.host.prefill import Prefill
 
 
 @dataclass
@@ -84,9 +86,10 @@ class LayerReduction:
         query, key = self.family.decoder_projections(self.layer)
         return [query.register_forward_hook(keep("query")), key.register_forward_hook(keep("key"))]
 
-    def events(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
+    def events(self, prefill: Prefill, output: torch.Tensor) -> list[DecoderLayer]:
         """One event per sample: its rows alone, without padding."""
         assert self.inputs is not None
+        stage, prompt = prefill.stage(self.index), prefill.prompt
         return [
             DecoderLayer(
                 index=self.index,
@@ -95,17 +98,17 @@ class LayerReduction:
                 inputs=stage.layout.take(self.inputs, sample),
                 visual=stage.visual[sample],
                 text=stage.text[sample],
-                entered=entered[sample],
-                signals=LayerInSample(self, stage, sample),
+                entered=len(prefill.entry.samples[sample].visual),
+                signals=LayerInSample(self, prefill, stage, sample),
                 memory=prompt.memory(sample),
                 source_memories=[source.memory for source in prompt.of_sample(sample)],
             )
             for sample in range(len(stage.layout.columns))
         ]
 
-    def run(self, stage: Stage, prompt: Prompt, entered: list[int], output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
+    def run(self, prefill: Prefill, output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
         """Ask the methods; return the next stage and the layer's output without the dropped rows, or None."""
-        events = self.events(stage, prompt, entered, output)
+        stage, events = prefill.stage(self.index), self.events(prefill, output)
         for event in events:
             if len(event.visual):
                 self.reduce(event)

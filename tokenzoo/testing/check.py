@@ -114,8 +114,9 @@ def check_independence(method: TokenReducer, family: str, layers: int = LAYERS) 
 
 
 def _kept(case: Case, method: TokenReducer, inputs: dict[str, Any]) -> list[Any]:
+    """By `generate`, which gives a padded sample the positions that it has alone."""
     with torch.no_grad(), tokenzoo.apply(case.model, [method]) as running:
-        case.model(**inputs)
+        case.model.generate(**inputs, max_new_tokens=1, do_sample=False)
         return [(sample.entry, sample.stages) for sample in running.trace.samples]
 
 
