@@ -170,8 +170,8 @@ class Run:
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
         call = {**call, **changed}
-        embeddings = call["inputs_embeds"] if self.methods.acting else None
-        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, call.get("position_ids"))], embeddings)
+        entering = call["inputs_embeds"] if self.methods.acting else None
+        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, call.get("position_ids"))], entering)
         return changed
 
     def _embed_words(self, words: list[str]) -> torch.Tensor:

@@ -189,7 +189,7 @@ def overhead(methods: Methods, workload: Workload) -> int:
     """FLOPs of the methods' own matrix products, as they run: each on what the methods before it left."""
     if workload.recorded is not None and workload.recorded.flops is not None:
         return workload.recorded.flops
-    architecture, flops = workload.architecture, 0
+    flops = 0
     for source, account in zip(workload.sources, entry_accounts(methods, workload), strict=True):
         for step in account.steps:
             if step.acts:
