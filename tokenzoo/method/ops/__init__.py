@@ -6,6 +6,7 @@ they need no torch.
 
 from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
 from tokenzoo.method.ops.clustering import Clusters, dpc_knn
+from tokenzoo.method.ops.dpp import dpp_map
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
@@ -22,6 +23,7 @@ __all__ = [
     "bipartite_match",
     "cosine_similarity",
     "dpc_knn",
+    "dpp_map",
     "encoder_attention",
     "farthest_first",
     "max_coverage",
