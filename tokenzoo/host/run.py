@@ -26,7 +26,10 @@ from tokenzoo.method.trace import Trace
 
 
 class Run:
-    """What `tokenzoo.apply` gives: the model runs as always; afterwards `trace` tells what became of the tokens."""
+    """What `tokenzoo.apply` gives: the model runs as always; afterwards `trace` tells what became of the tokens.
+
+    `questions` may be set anew before each call of the model in the block.
+    """
 
     def __init__(
         self,

@@ -121,7 +121,7 @@ class _Encoder:
 class _Text:
     """The sample's text by shape alone. `read`: whether a method looked at it."""
 
-    question = None
+    question = "What is shown?"
 
     def __init__(self, workload: Workload) -> None:
         self.workload, self.read = workload, False
