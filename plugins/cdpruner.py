@@ -45,17 +45,13 @@ class CDPruner(TokenReducer):
     name: ClassVar[str] = "cdpruner"
 
     def check_model(self, architecture: Architecture) -> None:
-        if self.text_tower is None:
-            raise UnsupportedError(
-                "'cdpruner' reads the question with the CLIP model that the vision tower is part of. Give its directory: "
-                "cdpruner:text_tower=DIRECTORY (LLaVA-1.5: openai/clip-vit-large-patch14-336, saved as safetensors)."
-            )
+        folder = self.folder()
         if not architecture.has_cls:
             raise UnsupportedError("'cdpruner' needs a CLIP vision tower; this model's is none, so no text tower belongs to it.")
-        width = vision_width(self.text_tower)
+        width = clip_sizes(folder)["vision"]
         if width != architecture.encoder_hidden:
             raise UnsupportedError(
-                f"'{self.text_tower}' has a vision tower of width {width}, this model's has {architecture.encoder_hidden}: they "
+                f"'{folder}' has a vision tower of width {width}, this model's has {architecture.encoder_hidden}: they "
                 "are no pair. Give the directory of the CLIP model that the vision tower is part of."
             )
 
@@ -66,10 +62,10 @@ class CDPruner(TokenReducer):
         return (architecture.feature_layer,)
 
     def reduce(self, tokens: VisualTokens) -> Tensor:
-        assert tokens.architecture is not None and self.text_tower is not None
+        assert tokens.architecture is not None
         if tokens.question is None:
             raise UnsupportedError("'cdpruner' needs the question in words. Pass questions=, one a sample, to tokenzoo.apply.")
-        clip = load_clip(self.text_tower, tokens.features.device)
+        clip = load_clip(self.folder(), tokens.features.device)
         seen = tokens.encoder_features(tokens.architecture.feature_layer)
         return self.likeliest(tokens, relevance_to(clip.image_vectors(seen), clip.text_vectors(clip.ids(tokens.question))))
 
@@ -83,6 +79,25 @@ class CDPruner(TokenReducer):
 
         assert tokens.left is not None
         return ops.pick_views(tokens.views(), tokens.left, pick)
+
+    def folder(self) -> str:
+        """The directory of the CLIP model; raises UnsupportedError where none was given."""
+        if self.text_tower is None:
+            raise UnsupportedError(
+                "'cdpruner' reads the question with the CLIP model that the vision tower is part of. Give its directory: "
+                "cdpruner:text_tower=DIRECTORY (LLaVA-1.5: openai/clip-vit-large-patch14-336, saved as safetensors)."
+            )
+        return self.text_tower
+
+    def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Any, architecture: Architecture) -> int:
+        """The text tower on one part, CLIP's vectors and their cosines; each view's kernel and the factor's rows."""
+        clip = clip_sizes(self.text_tower)
+        length, width = clip["length"], clip["width"]
+        flops = clip["layers"] * (4 * length * width * (2 * width + clip["inner"]) + 4 * length * length * width)
+        flops += 2 * width * clip["shared"] + 2 * sum(views) * clip["shared"] * (clip["vision"] + 1)
+        for tokens, kept in zip(views, left, strict=True):
+            flops += 2 * tokens * tokens * architecture.hidden + tokens * kept * (kept - 1)
+        return flops
 
 
 def relevance_to(image: Tensor, text: Tensor) -> Tensor:
@@ -124,19 +139,30 @@ def load_clip(folder: str, device: Any) -> Clip:
     from transformers import AutoTokenizer, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+        options = {"use_safetensors": True, "local_files_only": True, "attn_implementation": "eager"}  # eager: all is counted
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"'{folder}' holds no CLIP model with its tokenizer: {str(error).splitlines()[0]}") from None
     return Clip(model.eval().requires_grad_(False).to(device), tokenizer)
 
 
-def vision_width(folder: str) -> int:
-    """The width of the vision tower of the CLIP model in a directory."""
+def clip_sizes(folder: str | None) -> dict[str, int]:
+    """The dimensions of the CLIP model in a directory; where there is none, of CLIP-L/14-336, LLaVA-1.5's."""
+    if folder is None:
+        return {"vision": 1024, "shared": 768, "width": 768, "inner": 3072, "layers": 12, "length": 77}
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"text_tower='{folder}' is no directory of a CLIP model: {error}.") from None
     if config.get("model_type") != "clip":
         raise UserError(f"text_tower='{folder}' holds a model of type {config.get('model_type')!r}, not CLIP.")
-    return config.get("vision_config", {}).get("hidden_size", 768)
+    text = config.get("text_config") or {}
+    return {
+        "vision": (config.get("vision_config") or {}).get("hidden_size", 768),
+        "shared": config.get("projection_dim", 512),
+        "width": text.get("hidden_size", 512),
+        "inner": text.get("intermediate_size", 2048),
+        "layers": text.get("num_hidden_layers", 12),
+        "length": text.get("max_position_embeddings", 77),
+    }

@@ -143,7 +143,7 @@ class SparseVLM(TokenReducer):
         def mean(x: float) -> float:
             kept, now, total = setting(x).kept(many, layers), many, 0
             for layer in range(layers):
-                total, now = total + now, kept.get(layer, now)
+                total, now = total + now, kept.get(layer, now) or 0
             return total / (many * layers)
 
         if retention < mean(0):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from functools import cache
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from tiny_clip import tiny_clip
 
 from tokenzoo import TokenReducer, UnsupportedError
 from tokenzoo.application import family_of
@@ -36,25 +33,10 @@ RUNS = [
 ]
 
 
-@cache
-def _clip() -> str:
-    """A directory with a CLIP model of the tiny models' vision width, for methods that need one."""
-    folder = tempfile.mkdtemp()
-    sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = {**sizes, "vocab_size": 16, "hidden_size": 16, "max_position_embeddings": 4}
-    vision = {**sizes, "hidden_size": 32, "image_size": 48, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    known = ["?", "what", "stands", "in", "picture", "a", "b", "c"]
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, "?"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
-    return folder
-
-
 def build(method: str) -> list[TokenReducer]:
     """The method with its defaults, and with what it cannot do without."""
     (made,) = load_zoo().build(method).reducers
-    return [made.replace(text_tower=_clip()) if "text_tower" in made.parameters else made]
+    return [made.replace(text_tower=tiny_clip()) if "text_tower" in made.parameters else made]
 
 
 def _covering(method: int, family: int) -> tuple[str, str, str]:
