@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,14 +44,15 @@ def blocks_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 def launches(name: str, architecture: Architecture, visual: int, text: int) -> dict[int, int]:
     """Launches of a method's `pick` after each layer where it removes something."""
     method = ZOO.build(name).reducers[0]
+    workload, memory = Workload.images(architecture, visual, text), {}
     kept, present, found = method.kept(visual, architecture.layers), visual, {}
     for layer in sorted(kept):
         after = kept[layer]
         if after is None or not 0 < after < present:
             continue
-        event = own_work.layer_event(layer, present, text, architecture)
+        event = own_work.layer_event(layer, present, workload, memory)
         with torch.no_grad(), Weightless(), Launches() as counted:
-            method.pick(replace(event), after)
+            method.pick(event, after)
         found[layer], present = counted.count, after
     return found
 

@@ -234,6 +234,7 @@ class Inside(TokenReducer):
             upcoming=layer.next_attention(rows),
             states=layer.hidden_states,
             inputs=layer.inputs,
+            embeddings=layer.embeddings(),
             norm=layer.final_norm(layer.hidden_states),
             positions=layer.positions(),
             after=layer.text_after,
@@ -256,6 +257,38 @@ def test_the_decoders_attention_states_and_positions(family):
     torch.testing.assert_close(seen["upcoming"], stock.attentions[3][0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen["states"], stock.hidden_states[3][0])
     torch.testing.assert_close(seen["inputs"], stock.hidden_states[2][0])
+    torch.testing.assert_close(seen["embeddings"], stock.hidden_states[0][0])
     torch.testing.assert_close(seen["norm"], model.model.language_model.norm(stock.hidden_states[3])[0])
     assert seen["positions"].shape[-1] == len(seen["states"])
     assert (seen["after"] > seen["visual"].max()).all() and len(seen["after"])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl"])
+def test_embeddings_are_those_of_the_rows_that_are_left(family):
+    """After a reduction inside the LLM, in a padded batch."""
+    seen = []
+
+    @dataclass
+    class Later(TokenReducer):
+        name: ClassVar[str] = "later"
+
+        def kept(self, entered, layers):
+            return {3: entered // 4}
+
+        def score(self, layer):
+            seen.append((layer.embeddings(), len(layer.hidden_states)))
+            return layer.visual.float()
+
+    model = tiny_model(family, layers=LAYERS)
+    entered = []
+    hook = model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    with torch.no_grad(), tokenzoo.apply(model, [Inside(), Later()]) as run:
+        model(**tiny_inputs(model, "left"))
+    hook.remove()
+    for sample, (embeddings, rows) in enumerate(seen):
+        left = run.trace.samples[sample].rows(3)
+        own = entered[0][sample, len(entered[0][sample]) - len(run.trace.samples[sample].entry) :]
+        assert rows == len(left)
+        torch.testing.assert_close(embeddings, own[left])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny_clip import tiny_clip
 
 from tokenzoo.method import own_work
 from tokenzoo.method.accounting import entry_account
@@ -14,7 +15,8 @@ from tokenzoo.zoo.plugins import load_zoo
 
 ZOO = load_zoo((), ())
 SETTINGS = ["aim", "aim:retention=0.6", "prumerge:mode=fixed", "prumerge:mode=fixed,ratio=0.4", "prumerge_plus:mode=fixed"]
-BEFORE = [name for name in ZOO.names() if ZOO.method(name)().enters and name not in ("aim", "prumerge", "prumerge_plus")]
+APART = ("aim", "cdpruner", "prumerge", "prumerge_plus")
+BEFORE = [name for name in ZOO.names() if ZOO.method(name)().enters and name not in APART]
 INSIDE = [name for name in ZOO.names() if ZOO.method(name)().implements("score_flops")]
 sides = st.integers(2, 7)
 
@@ -44,6 +46,15 @@ def test_reduce_in_closed_form_is_what_is_counted(specification: str, side: int,
     assert known == own_work.reduce_flops(step, source, workload)
 
 
+@pytest.mark.parametrize(("views", "retention"), [((12,), 0.5), ((4, 9), 0.3), ((9, 9, 9), 0.11)])
+def test_cdpruners_closed_form_counts_its_text_tower_too(views: tuple[int, ...], retention: float) -> None:
+    workload = Workload(architecture(2, True), (Source("image", views),), 5)
+    method = ZOO.method("cdpruner")(retention=retention, text_tower=tiny_clip(16))
+    (step,) = entry_account([method], workload.sources[0], workload.architecture).steps
+    known = method.reduce_flops(step.views, step.left, workload.sources[0], workload.architecture)
+    assert known == own_work.reduce_flops(step, workload.sources[0], workload)
+
+
 @pytest.mark.parametrize("name", INSIDE)
 @settings(max_examples=20, deadline=None)
 @given(visual=st.integers(2, 40), text=st.integers(1, 20), kv_heads=st.sampled_from([1, 2, 4]), data=st.data())
@@ -53,4 +64,4 @@ def test_pick_in_closed_form_is_what_is_counted(name: str, visual: int, text: in
     method = ZOO.method(name)()
     (layer, *_) = method.layers(workload.architecture.layers)
     known = method.score_flops(visual + text, workload.architecture)
-    assert known is not None and known == own_work.pick_flops(method, layer, visual, after, workload)
+    assert known is not None and known == own_work.pick_flops(method, ((layer, visual, after),), workload)

@@ -60,23 +60,25 @@ def time_methods(
     warmup: int = 1,
     new_tokens: int = 8,
     on_round: Callable[[int], None] | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> dict[str, Timed]:
     """Time `model` on `inputs` with each of `methods` (name -> Pipeline or TokenReducer), interleaved.
 
-    `on_round` is called with the number of finished rounds. A method that raises ends the whole timing with a
-    MethodError that names it: leave it out and start anew, so that the rounds stay comparable.
+    `words`: `questions` and `tokenizer` of `tokenzoo.apply`, for methods that read the question. `on_round` is called with
+    the number of finished rounds. A method that raises ends the whole timing with a MethodError that names it: leave it out
+    and start anew, so that the rounds stay comparable.
     """
     device = model.device
     timed: dict[str, Timed] = {name: Timed([], None) for name in methods}
     for name, method in methods.items():
-        with _blaming(name), tokenzoo.apply(model, method):
+        with _blaming(name), tokenzoo.apply(model, method, **words or {}):
             for _ in range(warmup):
                 _generate(model, inputs, 2)
             timed[name].peak_bytes = peak_bytes(lambda: _prefill(model, inputs), device)
     for done in range(rounds):
         for name, method in methods.items():
             with _blaming(name):
-                timed[name].rounds.append(_one_round(model, inputs, method, new_tokens))
+                timed[name].rounds.append(_one_round(model, inputs, method, new_tokens, words or {}))
         if on_round is not None:
             on_round(done + 1)
     return timed
@@ -90,12 +92,12 @@ def _blaming(method: str) -> Iterator[None]:
         raise MethodError(method) from error
 
 
-def _one_round(model: Any, inputs: Mapping[str, Any], method: Any, new_tokens: int) -> Round:
-    with tokenzoo.apply(model, method):
+def _one_round(model: Any, inputs: Mapping[str, Any], method: Any, new_tokens: int, words: Mapping[str, Any]) -> Round:
+    with tokenzoo.apply(model, method, **words):
         prefill = milliseconds(lambda: _prefill(model, inputs), model.device)
         first, per_token = _generate(model, inputs, new_tokens)
     watched, spent = watch_hooks(method, model.device)
-    with tokenzoo.apply(model, watched):
+    with tokenzoo.apply(model, watched, **words):
         _prefill(model, inputs)
     return Round(prefill, first, per_token, sum(spent))
 

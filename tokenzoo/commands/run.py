@@ -72,7 +72,7 @@ def command(
         click.echo(f"Note: {knows(model)}", err=True)
     inputs = checkpoint.inputs([asked])
     longest = max_new_tokens or checkpoint.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-    with apply(checkpoint.model, pipeline) as run, torch.inference_mode():
+    with apply(checkpoint.model, pipeline, **checkpoint.words([asked])) as run, torch.inference_mode():
         generated = checkpoint.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     click.echo(checkpoint.decode(generated[:, inputs["input_ids"].shape[1] :])[0])
     click.echo()

@@ -44,8 +44,9 @@ def command(
     checkpoint = load(model or ("embedded:llava" if video is None else "embedded:onevision"))
     if knows(checkpoint.name):
         click.echo(f"Note: {knows(checkpoint.name)}", err=True)
-    inputs = checkpoint.inputs([Question("command line", question, pictures, shown)])
-    with apply(checkpoint.model, pipeline) as run, torch.inference_mode():
+    asked = Question("command line", question, pictures, shown)
+    inputs = checkpoint.inputs([asked])
+    with apply(checkpoint.model, pipeline, **checkpoint.words([asked])) as run, torch.inference_mode():
         checkpoint.model(**inputs, logits_to_keep=1)
     trace = run.trace
     views = views_of(checkpoint, inputs, pictures or shown, len(trace.samples[0].sources[0].grids))

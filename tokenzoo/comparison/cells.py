@@ -42,8 +42,9 @@ def accuracy_cell(
     answers: list[dict[str, Any]] = []
     records: list[Record] = []
     known: dict[tuple, Record] = {}
-    with tokenzoo.apply(checkpoint.model, method) as run:
+    with tokenzoo.apply(checkpoint.model, method, tokenizer=checkpoint.tokenizer) as run:
         for batch in batches(checkpoint, questions, batch_size):
+            run.questions = [question.prompt for question in batch]
             answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size, max_new_tokens)]
             records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), known)
             if on_batch is not None:
@@ -127,7 +128,8 @@ def timing_cell(
 ) -> dict[str, Any]:
     """Time all methods on one question, batch size 1, interleaved."""
     inputs = checkpoint.inputs([question])
-    timed = time_methods(checkpoint.model, inputs, methods, rounds, new_tokens=new_tokens, on_round=on_round)
+    words = checkpoint.words([question])
+    timed = time_methods(checkpoint.model, inputs, methods, rounds, new_tokens=new_tokens, on_round=on_round, words=words)
     return {name: asdict(found) for name, found in timed.items()}
 
 

@@ -82,7 +82,8 @@ def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = Tru
     visual = sum(record.source.tokens for record in sample.sources)
     sources = tuple(record.source for record in sample.sources)
     made = recorded_run(sample) if recorded else None
-    return Workload(decoder, sources, sample.prompt_tokens - visual, made)
+    behind = next((number for number, is_visual in enumerate(reversed(sample.visual)) if is_visual), None)
+    return Workload(decoder, sources, sample.prompt_tokens - visual, made, behind)
 
 
 def _samples(trace: Trace, sample: int | None) -> list[int]:

@@ -50,7 +50,7 @@ ELEMENTWISE: dict[str, int] = {
         """
         abs abs_ acos add add_ addcdiv addcmul all amax amin any aminmax argmax argmin atan atan2 bitwise_and
         bitwise_and_ bitwise_not bitwise_or bitwise_xor __and__ __or__ __xor__ __rshift__ __lshift__ ceil ceil_ clamp
-        clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip clip_ cos count_nonzero cummax cumprod cumsum div div_
+        clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip clip_ cos count_nonzero cummax cumprod cumsum diff div div_
         eq exp exp_ fmod frac floor floor_ ge gt index_add index_add_ isfinite isinf isnan kthvalue le lerp log log1p
         log2 logical_and logical_not logical_or logical_xor lt max maximum mean median min minimum mul mul_ neg ne
         nan_to_num norm linalg_vector_norm pow pow_ prod quantile reciprocal relu relu_ remainder remainder_ round rsqrt

@@ -9,14 +9,15 @@ import torch
 from tokenzoo.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from tokenzoo.host.prefill import Prefill
     from tokenzoo.host.stages import LayerReduction, Stage
 
 
 class LayerInSample:
     """The signals of sample `sample` of a batch; rows are those of the layer, padding left out."""
 
-    def __init__(self, around: LayerReduction, stage: Stage, sample: int) -> None:
-        self.around, self.stage, self.sample = around, stage, sample
+    def __init__(self, around: LayerReduction, prefill: Prefill, stage: Stage, sample: int) -> None:
+        self.around, self.prefill, self.stage, self.sample = around, prefill, stage, sample
         self.scaling: float = around.layer.self_attn.scaling
 
     def query(self, rows: torch.Tensor) -> torch.Tensor:
@@ -31,6 +32,11 @@ class LayerInSample:
 
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         return self._next(1, states, rows)
+
+    def embeddings(self, rows: torch.Tensor | None) -> torch.Tensor:
+        assert self.prefill.embeddings is not None
+        entered, present = self.prefill.entry.layout.take(self.prefill.embeddings, self.sample), self.stage.rows[self.sample]
+        return entered[present if rows is None else present[rows]]
 
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
         norm = self.around.decoder.norm

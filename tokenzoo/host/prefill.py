@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.prompt import Prompt
 from tokenzoo.host.stages import Stage
@@ -18,6 +20,8 @@ class Prefill:
     entry: Entry
     stages: list[Stage]
     checks: Checks
+    #: What enters layer 0, [batch, length, hidden], where methods act inside the LLM.
+    embeddings: torch.Tensor | None = None
 
     def stage(self, layer: int) -> Stage:
         """The stage that decoder layer `layer` belongs to."""
@@ -27,6 +31,7 @@ class Prefill:
         """Let go of what the prefill alone needed."""
         for stage in self.stages:
             stage.mask = stage.position_embeddings = None
+        self.embeddings = None
         for source in self.prompt.sources:
             source.encoder = None
             if source.tokens is not None:

@@ -27,7 +27,10 @@ from tokenzoo.method.validation import Checks
 
 
 class Run:
-    """What `tokenzoo.apply` gives: the model runs as always; afterwards `trace` tells what became of the tokens."""
+    """What `tokenzoo.apply` gives: the model runs as always; afterwards `trace` tells what became of the tokens.
+
+    `questions` may be set anew before each call of the model in the block.
+    """
 
     def __init__(
         self,
@@ -175,7 +178,9 @@ class Run:
             gapless = not self.mrope and all(sample.numbered is not None for sample in entry.samples)
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
-        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, {**call, **changed}.get("position_ids"))], checks)
+        call = {**call, **changed}
+        entering = call["inputs_embeds"] if self.methods.acting else None
+        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, call.get("position_ids"))], checks, entering)
         return changed
 
     def _embed_words(self, words: list[str]) -> torch.Tensor:
@@ -246,8 +251,7 @@ class Run:
             if not self.prefilling:
                 return None
             assert self.prefill is not None
-            entered = [len(sample.visual) for sample in self.prefill.entry.samples]
-            result = reduction.run(self.prefill.stage(reduction.index), self.prefill, entered, output)
+            result = reduction.run(self.prefill, output)
             reduction.inputs, reduction.call = None, {}
             if result is None:
                 return None

@@ -105,7 +105,7 @@ class LayerReduction:
         query, key = self.family.decoder_projections(self.layer)
         return [query.register_forward_hook(keep("query")), key.register_forward_hook(keep("key"))]
 
-    def events(self, stage: Stage, prefill: Prefill, entered: list[int], output: torch.Tensor) -> list[DecoderLayer]:
+    def events(self, prefill: Prefill, stage: Stage, output: torch.Tensor) -> list[DecoderLayer]:
         """One event per sample: its rows alone, without padding."""
         assert self.inputs is not None
         prompt, entry = prefill.prompt, prefill.entry
@@ -117,8 +117,8 @@ class LayerReduction:
                 inputs=stage.layout.take(self.inputs.to(output.device), sample),
                 visual=stage.visual[sample],
                 text=stage.text[sample],
-                entered=entered[sample],
-                signals=LayerInSample(self, stage, sample),
+                entered=len(entry.samples[sample].visual),
+                signals=LayerInSample(self, prefill, stage, sample),
                 memory=prompt.memory(sample),
                 source_memories=[source.memory for source in prompt.of_sample(sample)],
                 text_behind=entry.samples[sample].text_behind,
@@ -127,10 +127,10 @@ class LayerReduction:
             for sample in range(len(stage.layout.columns))
         ]
 
-    def run(self, stage: Stage, prefill: Prefill, entered: list[int], output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
+    def run(self, prefill: Prefill, output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
         """Ask the methods; return the next stage and the layer's output without the dropped rows, or None."""
-        stage = stage.to(output.device)
-        events = self.events(stage, prefill, entered, output)
+        stage = prefill.stage(self.index).to(output.device)
+        events = self.events(prefill, stage, output)
         for event in events:
             if len(event.visual):
                 self.reduce(event)

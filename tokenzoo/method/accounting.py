@@ -189,17 +189,23 @@ def overhead(methods: Methods, workload: Workload) -> int:
     """FLOPs of the methods' own matrix products, as they run: each on what the methods before it left."""
     if workload.recorded is not None and workload.recorded.flops is not None:
         return workload.recorded.flops
-    architecture, flops = workload.architecture, 0
+    flops = 0
     for source, account in zip(workload.sources, entry_accounts(methods, workload), strict=True):
         for step in account.steps:
             if step.acts:
                 flops += _reduce_flops(step, source, workload)
-    for layer, method, before, after in _walk(methods, workload):
-        if after > 0:
-            tokens = workload.text_tokens + before
-            known = method.score_flops(tokens, architecture)
-            flops += _counted().pick_flops(method, layer, before, after, workload) if known is None else known
+    picks = [(method, layer, before, after) for layer, method, before, after in _walk(methods, workload) if after > 0]
+    for method in methods:
+        own = [(layer, before, after) for owner, layer, before, after in picks if owner is method]
+        flops += _pick_flops(method, own, workload) if own else 0
     return flops
+
+
+def _pick_flops(method: TokenReducer, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
+    known = [method.score_flops(workload.text_tokens + before, workload.architecture) for _, before, _ in steps]
+    if any(flops is None for flops in known):
+        return _counted().pick_flops(method, tuple(steps), workload)
+    return sum(flops or 0 for flops in known)
 
 
 def _reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:

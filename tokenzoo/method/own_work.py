@@ -31,17 +31,28 @@ def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     key = (type(method), str(method), step.early, step.views, step.left, source, workload.architecture)
     if key in _counted:  # it read no text, so a longer one costs no more
         return _counted[key]
-    flops = _count((*key, workload.text_tokens), lambda: method.reduce(_tokens(step, source, workload.architecture, text)))
+    flops = _count(
+        (*key, workload.text_tokens, workload.text_after),
+        lambda: method.reduce(_tokens(step, source, workload.architecture, text)),
+    )
     if not text.read:
         _counted[key] = flops
     return flops
 
 
-def pick_flops(method: TokenReducer, layer: int, before: int, after: int, workload: Workload) -> int:
-    """Matrix products of one `pick` after decoder layer `layer`, of `before` visual tokens of which `after` remain."""
-    architecture, text = workload.architecture, workload.text_tokens
-    key = (type(method), str(method), layer, before, after, architecture, text)
-    return _count(key, lambda: method.pick(layer_event(layer, before, text, architecture), after))
+def pick_flops(method: TokenReducer, steps: tuple[tuple[int, int, int], ...], workload: Workload) -> int:
+    """Matrix products of all of a method's `pick` on one sample, which share its memory.
+
+    `steps`: (decoder layer, visual tokens before, visual tokens that remain) of each.
+    """
+    key = (type(method), str(method), steps, workload.architecture, workload.text_tokens, workload.text_after)
+
+    def run() -> None:
+        memory: dict[str, Any] = {}
+        for layer, before, after in steps:
+            method.pick(layer_event(layer, before, workload, memory), after)
+
+    return _count(key, run)
 
 
 def _count(key: Any, run: Callable[[], Any]) -> int:
@@ -108,36 +119,41 @@ class _Encoder:
 
 
 class _Text:
-    """The sample's text by shape alone; all of it behind the picture. `read`: whether a method looked at it."""
+    """The sample's text by shape alone. `read`: whether a method looked at it."""
 
-    question = None
+    question = "What is shown?"
 
     def __init__(self, workload: Workload) -> None:
-        self.shape, self.read = (workload.text_tokens, workload.architecture.hidden), False
+        self.workload, self.read = workload, False
+
+    def _rows(self, count: int) -> torch.Tensor:
+        self.read = True
+        return stand_in(count, self.workload.architecture.hidden)
 
     def all(self) -> torch.Tensor:
-        self.read = True
-        return stand_in(*self.shape)
+        return self._rows(self.workload.text_tokens)
 
     def after(self) -> torch.Tensor:
-        return self.all()
+        return self._rows(self.workload.text_tokens - self.workload.text_before)
 
     def embed(self, words: list[str]) -> torch.Tensor:
-        return self.all()
+        return self.after()
 
 
-def layer_event(index: int, visual: int, text: int, architecture: Architecture) -> DecoderLayer:
-    total = visual + text
+def layer_event(index: int, visual: int, workload: Workload, memory: dict[str, Any]) -> DecoderLayer:
+    """The text ahead of the last visual token, the visual tokens, the text behind them."""
+    architecture, ahead, total = workload.architecture, workload.text_before, workload.text_tokens + visual
     return DecoderLayer(
         index=index,
         num_layers=architecture.layers,
         hidden_states=stand_in(total, architecture.hidden),
         inputs=stand_in(total, architecture.hidden),
-        visual=torch.arange(visual),
-        text=torch.arange(visual, total),
+        visual=torch.arange(ahead, ahead + visual),
+        text=torch.cat([torch.arange(ahead), torch.arange(ahead + visual, total)]),
         entered=visual,
         signals=_Layer(architecture, total),
-        text_behind=text,
+        text_behind=workload.text_tokens - ahead,
+        memory=memory,
     )
 
 
@@ -165,6 +181,9 @@ class _Layer:
 
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         return self._projected(states, self.architecture.kv_heads)
+
+    def embeddings(self, rows: torch.Tensor | None) -> torch.Tensor:
+        return stand_in(self.tokens, self.architecture.hidden)
 
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
         return states

@@ -114,18 +114,25 @@ class Recorded:
 class Workload:
     """One prompt (batch size 1) for a model: its images and videos, its text, the decoder's dimensions.
 
-    `recorded` tells, for a run that was recorded, what the picture decided.
+    `recorded` tells, for a run that was recorded, what the picture decided. `text_after`: how many of the text tokens
+    stand behind the last visual one (None: all of them), which some methods read.
     """
 
     architecture: Architecture
     sources: tuple[Source, ...]
     text_tokens: int
     recorded: Recorded | None = None
+    text_after: int | None = None
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens entering an unreduced LLM."""
         return sum(source.tokens for source in self.sources)
+
+    @property
+    def text_before(self) -> int:
+        """Text tokens ahead of the last visual one."""
+        return 0 if self.text_after is None else self.text_tokens - self.text_after
 
     @property
     def projector_tokens(self) -> int:

@@ -64,6 +64,10 @@ class Checkpoint:
         placed = {name: value.to(self.model.device) for name, value in made.items()}
         return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in placed.items()}
 
+    def words(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """What `tokenzoo.apply` takes for methods that read the questions' words."""
+        return {"questions": [question.prompt for question in questions], "tokenizer": self.tokenizer}
+
     def check(self, question: Question) -> None:
         """Raise UserError where the model takes no videos, or the question holds a word that stands for a picture."""
         if question.video and self._token("video") is None:

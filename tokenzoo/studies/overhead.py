@@ -30,11 +30,12 @@ def run(lab: Lab) -> Study:
     inputs = lab.plan.checkpoint.inputs([question])
     lab.runner.progress.expect(ROUNDS)
     lab.runner.progress.say("timing")
-    timed = time_methods(lab.plan.checkpoint.model, inputs, methods, ROUNDS, on_round=lambda done: lab.runner.progress.advance(1))
+    words, advance = lab.plan.checkpoint.words([question]), lab.runner.progress.advance
+    timed = time_methods(lab.plan.checkpoint.model, inputs, methods, ROUNDS, on_round=lambda done: advance(1), words=words)
     table: list[list[str]] = []
     data: list[dict[str, Any]] = []
     for name in names:
-        with tokenzoo.apply(lab.plan.checkpoint.model, methods[name]) as run, torch.inference_mode():
+        with tokenzoo.apply(lab.plan.checkpoint.model, methods[name], **words) as run, torch.inference_mode():
             lab.plan.checkpoint.model(**inputs, logits_to_keep=1)
         workload = workload_of(run.trace.samples[0], lab.architecture.decoder)
         own, llm = _split(price(lab.architecture, workload, methods[name]))

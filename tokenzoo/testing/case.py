@@ -14,6 +14,7 @@ from tokenzoo.host.family import Family
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import Trace
 from tokenzoo.testing.findings import Finding
+from tokenzoo.testing.inputs import words
 from tokenzoo.testing.oracle import FullPrompt, full_prompt
 from tokenzoo.testing.recorder import Call, calls_of
 
@@ -77,7 +78,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
     handle = case.decoder.layers[0].register_forward_pre_hook(note, with_kwargs=True)
     inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in case.inputs.items()}
     try:
-        with torch.no_grad(), tokenzoo.apply(case.model, list(reducers)) as running:
+        with torch.no_grad(), tokenzoo.apply(case.model, list(reducers), **words(inputs)) as running:
             if case.generates:
                 made = case.model.generate(
                     **inputs,

@@ -17,7 +17,7 @@ from tokenzoo.testing.case import Case, leftovers
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.guarantees import TOLERANCE
-from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs
+from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs, words
 from tokenzoo.testing.models import FAMILIES, LAYERS, tiny_model
 from tokenzoo.zoo.errors import reason
 
@@ -106,16 +106,17 @@ def check_independence(method: TokenReducer, family: str, layers: int = LAYERS) 
         yield Finding(6, case.where, "the same call twice keeps other tokens; keep no state between calls, seed noise.")
         return
     for index, together in enumerate(first):
-        (alone,) = _kept(case, method, take_sample(case.inputs, "left", index))
+        (alone,) = _kept(case, method, take_sample(case.inputs, "left", index), index)
         if alone != together:
             where = f"{case.where}, sample {index}"
             yield Finding(6, where, "in a batch it keeps other tokens than alone; hooks see one sample at a time.")
             return
 
 
-def _kept(case: Case, method: TokenReducer, inputs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad(), tokenzoo.apply(case.model, [method]) as running:
-        case.model(**inputs)
+def _kept(case: Case, method: TokenReducer, inputs: dict[str, Any], first: int = 0) -> list[Any]:
+    """By `generate`, which gives a padded sample the positions that it has alone."""
+    with torch.no_grad(), tokenzoo.apply(case.model, [method], **words(inputs, first)) as running:
+        case.model.generate(**inputs, max_new_tokens=1, do_sample=False)
         return [(sample.entry, sample.stages) for sample in running.trace.samples]
 
 
@@ -130,7 +131,7 @@ def check_full_retention(method: TokenReducer, family: str, layers: int = LAYERS
         return
     case = tiny_case(family, "single", layers=layers)
     try:
-        with torch.no_grad(), tokenzoo.apply(case.model, [everything]) as running:
+        with torch.no_grad(), tokenzoo.apply(case.model, [everything], **words(case.inputs)) as running:
             logits = case.model(**case.inputs).logits
             counts = running.trace.visual_tokens()
     except UserError as error:

@@ -77,6 +77,22 @@ def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]
     return sample
 
 
+def words(inputs: dict[str, Any], first: int = 0) -> dict[str, Any]:
+    """`questions` and `tokenizer` of `tokenzoo.apply` for a batch: another question for each sample, counted from `first`."""
+    batch = len(inputs["input_ids"])
+    return {"questions": [f"what stands in picture {'abc'[first + n]}" for n in range(batch)], "tokenizer": Words()}
+
+
+class Words:
+    """A tokenizer of a tiny model: every word is one token."""
+
+    bos_token_id = 1
+
+    def __call__(self, text: list[str], **options: Any) -> dict[str, torch.Tensor]:
+        ids = [TEXT.start + sum(map(ord, word)) % len(TEXT) for word in text]
+        return {"input_ids": torch.tensor([[self.bos_token_id, *ids]])}
+
+
 def _token_rows(model: Any, kind: str, counts: list[int], tokens: list[int], generator: torch.Generator) -> list[list[int]]:
     """Text, then each picture followed by text, for each sample."""
     placeholder = VIDEO if kind == "video" else IMAGE

@@ -12,18 +12,25 @@ from tokenzoo.method.ops.attention import (
     pagerank,
     pagerank_flops,
 )
+from tokenzoo.method.ops.clustering import Clusters, dpc_knn
+from tokenzoo.method.ops.dpp import dpp_map
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
+from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
 
 __all__ = [
+    "Clusters",
     "Match",
     "alike",
+    "apportion",
     "attention_flops",
     "attention_weights",
     "average_pool",
     "bipartite_match",
     "cosine_similarity",
+    "dpc_knn",
+    "dpp_map",
     "encoder_attention",
     "encoder_attention_flops",
     "farthest_first",
@@ -35,5 +42,6 @@ __all__ = [
     "pagerank_flops",
     "pick_views",
     "top_indices",
+    "top_of_groups",
     "uniform_indices",
 ]
