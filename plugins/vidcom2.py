@@ -55,10 +55,8 @@ class VidCom2(TokenReducer):
         size = torch.tensor(sizes, device=frame.device)
         distinctness = -_means(video_score[:, None], frame, len(sizes))[:, 0]
         share = size * self.scales(distinctness.masked_fill(size == 0, -torch.inf))
-        if tokens.count is None:
-            counts = share.round().long().clamp(min=1)
-        else:
-            counts = ops.apportion(share, sizes, tokens.count, least=1)
+        rounded = share.round().long().clamp(min=1)
+        counts = rounded if tokens.count is None else ops.apportion(share, sizes, tokens.count, least=1)
         return ops.top_of_groups(-video_score - frame_score, frame, counts, tokens.count).sort().values
 
     def scales(self, distinctness: Tensor) -> Tensor:
