@@ -30,6 +30,8 @@ LAYERS = 12
 METHODS = load_zoo((), ()).names()
 #: Waits of one prefill: for the sizes of the pictures, and for what the prompt looks like.
 PREFILL_WAITS = 2
+#: Waits of a method's own for each sample. DART's published order of pivots is that of a Python set of their row numbers.
+OWN_WAITS = {"dart": 1}
 #: Each method on each family with one sample or several, the next method the other way round; the matrix has both.
 RUNS = [
     pytest.param(family, case, method, marks=() if (row + column) % 2 == number else pytest.mark.matrix)
@@ -102,7 +104,7 @@ def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, case: str, me
     prefill = waits(there, inputs_on_device(inputs), method, 1, log)
     assert waits(there, inputs_on_device(inputs), method, 3, log) == prefill, log.waits
     if load_zoo().build(method).fixed_schedule:
-        assert prefill <= PREFILL_WAITS, log.waits
+        assert prefill <= PREFILL_WAITS + OWN_WAITS.get(method, 0) * len(inputs["input_ids"]), log.waits
 
 
 @pytest.mark.parametrize(

@@ -64,4 +64,4 @@ def test_pick_in_closed_form_is_what_is_counted(name: str, visual: int, text: in
     method = ZOO.method(name)()
     (layer, *_) = method.layers(workload.architecture.layers)
     known = method.score_flops(visual + text, workload.architecture)
-    assert known is not None and known == own_work.pick_flops(method, ((layer, visual, after),), workload)
+    assert known is not None and known == own_work.pick_flops(method, visual, ((layer, visual, after),), workload)

@@ -190,21 +190,23 @@ def overhead(methods: Methods, workload: Workload) -> int:
     if workload.recorded is not None and workload.recorded.flops is not None:
         return workload.recorded.flops
     flops = 0
-    for source, account in zip(workload.sources, entry_accounts(methods, workload), strict=True):
+    accounts = entry_accounts(methods, workload)
+    for source, account in zip(workload.sources, accounts, strict=True):
         for step in account.steps:
             if step.acts:
                 flops += _reduce_flops(step, source, workload)
+    entered = sum(account.entered for account in accounts)
     picks = [(method, layer, before, after) for layer, method, before, after in _walk(methods, workload) if after > 0]
     for method in methods:
         own = [(layer, before, after) for owner, layer, before, after in picks if owner is method]
-        flops += _pick_flops(method, own, workload) if own else 0
+        flops += _pick_flops(method, entered, own, workload) if own else 0
     return flops
 
 
-def _pick_flops(method: TokenReducer, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
+def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
     known = [method.score_flops(workload.text_tokens + before, workload.architecture) for _, before, _ in steps]
     if any(flops is None for flops in known):
-        return _counted().pick_flops(method, tuple(steps), workload)
+        return _counted().pick_flops(method, entered, tuple(steps), workload)
     return sum(flops or 0 for flops in known)
 
 
