@@ -5,15 +5,18 @@ they need no torch.
 """
 
 from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
+from tokenzoo.method.ops.clustering import Clusters, dpc_knn
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import average_pool, top_indices, uniform_indices
 
 __all__ = [
+    "Clusters",
     "Match",
     "attention_flops",
     "attention_weights",
     "average_pool",
     "bipartite_match",
+    "dpc_knn",
     "encoder_attention",
     "mean_by_assignment",
     "merge_flops",
