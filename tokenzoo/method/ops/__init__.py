@@ -5,9 +5,10 @@ they need no torch.
 """
 
 from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
-from tokenzoo.method.ops.clustering import Clusters, dpc_knn
+from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import average_pool, top_indices, uniform_indices
+from tokenzoo.method.ops.video import frame_segments, frame_similarity, static_windows
 
 __all__ = [
     "Clusters",
@@ -16,13 +17,18 @@ __all__ = [
     "attention_weights",
     "average_pool",
     "bipartite_match",
+    "density_peaks",
+    "distances",
     "dpc_knn",
     "encoder_attention",
+    "frame_segments",
+    "frame_similarity",
     "mean_by_assignment",
     "merge_flops",
     "merge_views",
     "pagerank",
     "pagerank_flops",
+    "static_windows",
     "top_indices",
     "uniform_indices",
 ]
