@@ -28,7 +28,8 @@ class VisualSource:
     (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k
     before the projector is (non-structural) token k in the LLM. `pack`: where they are not one to one, the model's own
     tiling or pooling of values [views, tokens, channels] into those of the LLM's tokens [tokens, channels], structural
-    ones left out. `whole`: False where tokens of this source cannot be dropped before the projector.
+    ones left out. `whole`: False where tokens of this source cannot be dropped before the projector. `tiles`: (rows,
+    columns) of an anyres image's tiles, the encoder's views behind the first one.
     """
 
     source: Source
@@ -37,6 +38,7 @@ class VisualSource:
     one_to_one: bool
     pack: Callable[[torch.Tensor], torch.Tensor] | None = None
     whole: bool = True
+    tiles: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:

@@ -76,7 +76,7 @@ class Methods:
             views = tuple(tokens.view_counts())
             left, anchors = promised(method, views, shape, self.architecture), None
             if left is None or sum(left) < sum(views):
-                tokens.left = left
+                tokens.left, tokens.architecture = left, self.architecture
                 result = method.reduce(tokens)
                 tokens.apply(result, method.name)
                 anchors = result if isinstance(result, torch.Tensor) else result.anchors

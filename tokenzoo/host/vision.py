@@ -122,6 +122,7 @@ class VisionWatch:
                 early=True,
                 has_cls=source.has_cls,
                 encoder=source.encoder,
+                tiles=source.visual.tiles,
             )
             self.reduce(source, tokens)
             events.append(tokens)

@@ -68,6 +68,7 @@ def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _
         encoder=_Encoder(source, architecture, total),
         text=None if step.early else text,
         anchors=None if step.views == whole else torch.arange(total),
+        architecture=architecture,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tokenzoo.lazy import torch
 from tokenzoo.method.reduction import Reduction
 from tokenzoo.method.validation import check_count, check_reduction
+from tokenzoo.method.workload import Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,9 @@ class VisualTokens:
     in ascending order; `grids` the (height, width) of each view. `left` is what the method declared for this source:
     tokens of each view or of all together as one number, None where the picture decides; `count` is their sum.
 
+    `architecture`: the model's dimensions. `tiles`: (rows, columns) of the tiles behind the base view of an anyres image,
+    before the projector; None elsewhere.
+
     Structural tokens (newlines) are not among the tokens: the host keeps those and they are in no count of `left`.
     `memory` is this source's own; `DecoderLayer.source_memories` shows it inside the LLM.
     """
@@ -72,6 +76,8 @@ class VisualTokens:
     assignment: Tensor | None = None
     #: For each method that acted, the anchors it returned: where positions came from.
     history: list[Tensor | None] = field(default_factory=list)
+    architecture: Architecture | None = None
+    tiles: tuple[int, int] | None = None
 
     @property
     def count(self) -> int | None:
@@ -87,6 +93,20 @@ class VisualTokens:
         if self.anchors is None:
             return [height * width for height, width in self.grids]
         return torch.bincount(self.view, minlength=len(self.grids)).tolist()
+
+    def reading_place(self, index: Tensor) -> Tensor:
+        """Where tokens stand when read row by row, view after view; an anyres image's tiles as one picture behind its base."""
+        if self.tiles is None:
+            return index
+        (height, width), columns = self.grids[-1], self.tiles[1]
+        tile = self.view[index] - 1
+        cell = (index if self.anchors is None else self.anchors[index]) % (height * width)
+        row, column = tile // columns * height + cell // width, tile % columns * width + cell % width
+        return torch.where(tile < 0, cell, height * width + row * columns * width + column)
+
+    def in_reading_order(self, kept: Tensor) -> Tensor:
+        """Kept indices sorted by `reading_place`."""
+        return kept[self.reading_place(kept).argsort()]
 
     # --- the encoder --------------------------------------------------------------------------------------------
 
@@ -106,6 +126,15 @@ class VisualTokens:
         one token it is their mean.
         """
         return self._now(self._encoder().attention(layer, queries, self.early), 1)
+
+    def encoder_saliency(self) -> Tensor:
+        """How much the encoder attends to each token, [heads, tokens], softmaxed, float32.
+
+        The CLS token's row in the layer whose output goes to the projector; without CLS the mean over all queries in the
+        last layer. Name `architecture.saliency_layer` in encoder_layers().
+        """
+        assert self.architecture is not None
+        return self.encoder_attention(self.architecture.saliency_layer, "cls" if self.has_cls else "all")
 
     def encoder_keys(self, layer: int) -> Tensor:
         """Key projections of an encoder layer, mean over heads: [tokens, head width]; not scaled, before any rotary embedding."""

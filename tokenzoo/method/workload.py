@@ -39,6 +39,11 @@ class Architecture:
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
 
+    @property
+    def saliency_layer(self) -> int:
+        """The encoder layer by whose attention methods judge tokens (see `VisualTokens.encoder_saliency`)."""
+        return self.feature_layer if self.has_cls else self.encoder_layers - 1
+
 
 def guessed_grid(tokens: int) -> tuple[int, int]:
     """The (height, width) of a view of which only the number of tokens is known: a square where it can be, else one row."""
@@ -71,6 +76,11 @@ class Source:
     @property
     def before_projector(self) -> tuple[int, ...]:
         return self.encoder_views or self.view_tokens
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the model pools a video's frames between projector and LLM."""
+        return self.kind == "video" and self.before_projector != self.view_tokens
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,11 @@ def decide(reducer: TokenReducer, tokens: VisualTokens) -> torch.Tensor | Reduct
     check_whole(reducer, untouched=tokens.anchors is None)
     views = tuple(tokens.view_counts())
     source = Source(tokens.kind, views, grids=tokens.grids)  # type: ignore[arg-type]
-    decoder = Architecture("by hand", tokens.features.shape[1], 1, 1, 1, 1, 1, encoder_layers=1, has_cls=tokens.has_cls)
-    tokens.left = promised(reducer, views, source, decoder)
+    if tokens.architecture is None:
+        tokens.architecture = Architecture(
+            "by hand", tokens.features.shape[1], 1, 1, 1, 1, 1, encoder_layers=1, has_cls=tokens.has_cls
+        )
+    tokens.left = promised(reducer, views, source, tokens.architecture)
     return None if tokens.left is not None and sum(tokens.left) == sum(views) else reducer.reduce(tokens)
 
 

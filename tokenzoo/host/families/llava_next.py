@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
 from tokenzoo.host.families.llava import Llava, strategy
 from tokenzoo.host.family import Module, VisualSource
@@ -53,11 +53,14 @@ class LlavaNext(Llava):
         for size, count, row in zip(sizes, counts, self.pack(model, views, sizes, call), strict=True):
             marks = row[:, 0].nan_to_num(-1.0).round().long()
             grids: tuple[tuple[int, int], ...] = (grid,)
+            tiles = None
             if count > 1:
+                side = model.config.vision_config.image_size
+                tiles = get_anyres_image_grid_shape(size, model.config.image_grid_pinpoints, side)
                 newlines = int((marks == -1).sum())
                 grids = (grid, (newlines, int((marks == 1).sum()) // newlines))
             view_tokens = tuple(int((marks == view).sum()) for view in range(len(grids)))
             source = Source("image", view_tokens, int((marks == -1).sum()), (tokens,) * count, grids)
             pack = partial(self.packed, model, size, call, marks)
-            sources.append(VisualSource(source, marks, (grid,) * count, one_to_one=count == 1, pack=pack))
+            sources.append(VisualSource(source, marks, (grid,) * count, one_to_one=count == 1, pack=pack, tiles=tiles))
         return sources

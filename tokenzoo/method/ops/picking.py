@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tokenzoo.lazy import torch
@@ -13,6 +14,30 @@ if TYPE_CHECKING:
 def top_indices(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest of scores [tokens], ascending; of equal scores the first ones are taken."""
     return scores.argsort(descending=True, stable=True)[: max(count, 0)].sort().values
+
+
+def alike(views: Sequence[Tensor], left: Sequence[int]) -> Iterator[tuple[list[int], Tensor, int]]:
+    """Views of one size of which equally many tokens are left: their numbers, token indices [v, t], and how many are left.
+
+    `views` hold each view's token indices. What is done to views one by one is done to all frames of a video at once.
+    """
+    numbers: dict[tuple[int, int], list[int]] = {}
+    for number, (view, count) in enumerate(zip(views, left, strict=True)):
+        numbers.setdefault((len(view), count), []).append(number)
+    for (_, count), group in numbers.items():
+        yield group, torch.stack([views[number] for number in group]), count
+
+
+def pick_views(views: Sequence[Tensor], left: Sequence[int], pick: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Choose `left` tokens of each view: their indices [sum(left)], view after view.
+
+    `pick(index [v, t], count)` chooses `count` places [v, count] of t in v views at once (see `alike`).
+    """
+    chosen = list(views)
+    for numbers, index, count in alike(views, left):
+        for number, kept in zip(numbers, index.gather(1, pick(index, count)), strict=True):
+            chosen[number] = kept
+    return torch.cat(chosen)
 
 
 def uniform_indices(total: int, count: int) -> Tensor:
