@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tokenzoo_plugins.dycoke import DyCoke
+from tokenzoo_plugins.flashvid import FlashVID
+from tokenzoo_plugins.holitom import HoliTom
 
+from tokenzoo import DecoderLayer, Reduction, ops
 from tokenzoo.testing.authors import decide, visual_tokens
 
 FOLDER = Path(__file__).parents[1] / "golden_more"
-METHODS = ("dycoke",)
+METHODS = ("dycoke", "holitom", "flashvid")
 TESTED: set[str] = set()
 
 
@@ -35,6 +38,33 @@ def golden(name: str) -> dict[str, Any]:
 def video(x: torch.Tensor, frames: int, encoder: Any = None) -> Any:
     """The event of a video x [frames · tokens, width]."""
     return visual_tokens(x, [(1, len(x) // frames)] * frames, kind="video", encoder=encoder)
+
+
+class Encoder:
+    """An encoder of which the attention on each token [tokens] and the frames' vectors [frames, width] are given."""
+
+    def __init__(self, attention: torch.Tensor, vectors: torch.Tensor | None = None) -> None:
+        self.given, self.vectors = attention, vectors
+
+    def attention(self, layer: int, queries: str, early: bool) -> torch.Tensor:
+        return self.given.flatten()[None]
+
+    def pooling_head(self, early: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.given.flatten(), self.vectors
+
+
+class Layer(DecoderLayer):
+    """A decoder layer of which the last row's attention [heads, tokens] is given."""
+
+    def attention(self, rows: Any = "last") -> torch.Tensor:
+        return self.signals[:, None]
+
+
+def decoder_layer(arrays: dict[str, Any], hidden: torch.Tensor) -> Layer:
+    start, stop, total = arrays["video_start"], arrays["video_start"] + arrays["video_len"], len(hidden)
+    visual, everything = torch.arange(start, stop), torch.arange(total)
+    text = everything[(everything < start) | (everything >= stop)]
+    return Layer(17, 28, hidden, hidden, visual, text, len(visual), arrays["attn_last"])
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -67,6 +97,95 @@ def test_dycoke_compares_short_videos_in_pairs() -> None:
         tokens = video(x[: frames * 6], frames)
         kept = decide(DyCoke(k=0.5), tokens)
         assert (kept is None) == (counts is None) and (kept is None or tokens.left == counts)
+
+
+# --- HoliTom --------------------------------------------------------------------------------------------------------
+
+
+def holitom(arrays: dict[str, Any]) -> Reduction:
+    method = HoliTom(
+        retention=arrays["retain_ratio"],
+        tau=arrays["tau"],
+        beta=arrays["beta"],
+        neighbours=arrays["K"],
+        window=arrays["max_window"],
+    )
+    result = decide(method, video(arrays["x"].flatten(0, 1), arrays["T"], Encoder(arrays["attn"])))
+    assert isinstance(result, Reduction)
+    return result
+
+
+@pytest.mark.parametrize("name", [name for name in cases("holitom_*") if "_llm_" not in name])
+def test_holitom(name: str) -> None:
+    arrays = golden(name)
+    windows = ops.static_windows(ops.frame_similarity(arrays["x"]) > arrays["tau"], arrays["max_window"])
+    assert [(start, stop - 1) for start, stop in windows] == list(map(tuple, arrays["windows"].tolist()))
+    result, frame = holitom(arrays), arrays["frame"]
+    assert (result.anchors % arrays["P"]).tolist() == arrays["pos_in_frame"].tolist()
+    assert (result.anchors // arrays["P"]).tolist() == torch.where(frame < 0, -1 - frame, frame).tolist()
+    if not arrays["grid_newline"]:
+        assert close(result.features, arrays["out"])
+        return
+    # LLaVA-Video: by place, and a newline behind each row that keeps a token; newlines are the host's, not the method's
+    side, rows, last = round(arrays["P"] ** 0.5), [], None
+    for place in sorted(range(len(result.anchors)), key=lambda place: (int(result.anchors[place]), place)):
+        row = int(result.anchors[place]) // side
+        rows += [arrays["newline"]] * (last not in (None, row))
+        rows.append(result.features[place])
+        last = row
+    assert close(torch.stack([*rows, arrays["newline"]]), arrays["out"])
+
+
+@pytest.mark.parametrize("name", cases("holitom_llm_*"))
+def test_holitom_merges_inside_the_llm(name: str) -> None:
+    arrays = golden(name)
+    layer, method = decoder_layer(arrays, arrays["hidden"]), HoliTom(drop=arrays["r"])
+    (count,) = method.kept(arrays["video_len"], 28).values()
+    assert count == len(arrays["top_by_attention"])
+    layer.apply(method.pick(layer, count), "holitom", count, "keep")
+    assert layer.kept.tolist() == arrays["kept"].tolist()
+    assert close(layer.hidden_states, arrays["out"])
+
+
+# --- FlashVID -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in cases("flashvid_*") if "_llm_" not in name])
+def test_flashvid(name: str) -> None:
+    arrays = golden(name)
+    method = FlashVID(
+        retention=arrays["retention"],
+        expansion=arrays["expansion"],
+        alpha=arrays["alpha"],
+        link=arrays["temporal_threshold"],
+        cut=arrays["segment_threshold"],
+        segments=arrays["min_segments"],
+        version=arrays["method"] + 1,
+    )
+    means = arrays["x"].mean(1)
+    segments = ops.frame_segments(ops.frame_similarity(means), method.cut, method.segments)
+    assert [stop - start for start, stop in segments] == [length for length in arrays["segments"].tolist() if length]
+    result = decide(method, video(arrays["x"].flatten(0, 1), arrays["T"], Encoder(arrays["attn"])))
+    assert isinstance(result, Reduction) and result.anchors.tolist() == arrays["kept"].tolist()
+    assert torch.bincount(result.anchors // arrays["P"], minlength=arrays["T"]).tolist() == arrays["counts"].tolist()
+    if len(result.anchors.unique()) == len(result.anchors):
+        assert close(result.features, arrays["out"])
+        return
+    # where an index stands twice (picked and a cluster's centre), the released order of the two is undefined
+    for place in result.anchors.unique():
+        ours, theirs = (rows[result.anchors == place] for rows in (result.features, arrays["out"]))
+        assert close(ours, theirs) or close(ours.flip(0), theirs)
+
+
+@pytest.mark.parametrize("name", cases("flashvid_llm_*"))
+def test_flashvid_prunes_inside_the_llm(name: str) -> None:
+    arrays = golden(name)
+    hidden = torch.zeros(arrays["attn_last"].shape[1], 4)
+    layer, method = decoder_layer(arrays, hidden), FlashVID(inside=arrays["r"])
+    (count,) = method.kept(arrays["video_len"], 28).values()
+    assert count == arrays["n_kept"] and list(method.kept(9, 28)) == [19]
+    layer.apply(method.pick(layer, count), "flashvid", count, "keep")
+    assert layer.kept.tolist() == arrays["kept"].tolist()
 
 
 # --- every case -----------------------------------------------------------------------------------------------------

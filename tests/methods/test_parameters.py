@@ -22,7 +22,7 @@ NAMES = load_zoo(plugin_files=(), registry_files=()).names()
 
 
 def decoder(layers: int = 28, has_cls: bool = False) -> Architecture:
-    return Architecture("tiny", 64, layers, 4, 2, 96, 100, encoder_hidden=32, encoder_layers=4, has_cls=has_cls)
+    return Architecture("tiny", 64, layers, 4, 2, 96, 100, encoder_hidden=32, encoder_layers=4, encoder_heads=4, has_cls=has_cls)
 
 
 sources = st.builds(
@@ -50,11 +50,11 @@ def test_schedules_never_grow_and_stay_within_what_there_is(name: str, workload:
     except UnreachableError:
         methods = [method]
     for method in methods:
-        if not method.fixed_schedule and workload.sources:
-            with pytest.raises(DataDependentError):
-                method.schedule(workload)
+        try:
+            counts = method.schedule(workload)
+        except DataDependentError:  # of some methods the picture decides for videos only
+            assert not method.fixed_schedule and workload.sources
             continue
-        counts = method.schedule(workload)
         assert len(counts) == workload.architecture.layers
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 0
         assert counts[0] <= workload.visual_tokens

@@ -7,7 +7,6 @@ they need no torch.
 from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
 from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
-from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
 from tokenzoo.method.ops.video import frame_segments, frame_similarity, static_windows
@@ -16,7 +15,6 @@ __all__ = [
     "Clusters",
     "Match",
     "alike",
-    "apportion",
     "attention_flops",
     "attention_weights",
     "average_pool",
@@ -38,6 +36,5 @@ __all__ = [
     "pick_views",
     "static_windows",
     "top_indices",
-    "top_of_groups",
     "uniform_indices",
 ]

@@ -39,8 +39,8 @@ def static_windows(unchanged: Tensor, longest: int = 1024) -> list[Run]:
     places that never change in it; the windows, of at most `longest` frames, have the largest sum of gains. Of equally
     good divisions the one whose last window is shorter.
     """
-    steps, places = unchanged.shape
-    since = torch.zeros(places, dtype=torch.long, device=unchanged.device)  # for how many steps each place stands still
+    steps = len(unchanged)
+    since = torch.zeros(unchanged.shape[1:], dtype=torch.long, device=unchanged.device)  # steps for which a place stood still
     runs = []
     for step in unchanged:
         since = torch.where(step, since + 1, 0)
