@@ -87,7 +87,7 @@ class FlashVID(TokenReducer):
             theme = torch.cat([means[start:stop].mean(0).expand(stop - start, -1) for start, stop in segments])
             distance = distance * (x * theme[:, None]).sum(-1)[:, None]
         picked = ops.farthest_first(distance, diverse)
-        free = torch.ones_like(index, dtype=torch.bool).scatter(1, picked, False)
+        free = torch.ones_like(index).scatter(1, picked, 0).bool()
         merged, linked = self.merge_along_time(x, free, segments, budget)
         apart = ops.distances(merged)  # of every token, so that what it costs does not depend on the picture
         roots = (free & ~linked).cpu()
@@ -95,7 +95,7 @@ class FlashVID(TokenReducer):
             (x.gather(1, picked[..., None].expand(-1, -1, len(features[0]))).flatten(0, 1), index.gather(1, picked).flatten())
         ]
         for start, stop in segments:
-            left = roots[start:stop] | (stop - start == 1)
+            left = roots[start:stop] if stop - start > 1 else torch.ones_like(roots[start:stop])
             share = (stop - start) * (budget - diverse) / max(1, int(left.sum()))
             for frame, row in zip(range(start, stop), left, strict=True):
                 own = row.nonzero()[:, 0].to(index.device)

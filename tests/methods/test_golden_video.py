@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from tokenzoo_plugins.dycoke import DyCoke
+from tokenzoo_plugins.fastvid import FastVID
 from tokenzoo_plugins.flashvid import FlashVID
 from tokenzoo_plugins.holitom import HoliTom
 
-from tokenzoo import DecoderLayer, Reduction, ops
+from tokenzoo import Architecture, DecoderLayer, Reduction, ops
 from tokenzoo.testing.authors import decide, visual_tokens
 
 FOLDER = Path(__file__).parents[1] / "golden_more"
-METHODS = ("dycoke", "holitom", "flashvid")
+METHODS = ("dycoke", "holitom", "flashvid", "fastvid")
 TESTED: set[str] = set()
 
 
@@ -37,7 +38,9 @@ def golden(name: str) -> dict[str, Any]:
 
 def video(x: torch.Tensor, frames: int, encoder: Any = None) -> Any:
     """The event of a video x [frames · tokens, width]."""
-    return visual_tokens(x, [(1, len(x) // frames)] * frames, kind="video", encoder=encoder)
+    architecture = Architecture("by hand", x.shape[1], 28, 1, 1, 1, 1, encoder_layers=1, pooling_head=True)
+    grids = [(1, len(x) // frames)] * frames
+    return visual_tokens(x, grids, kind="video", encoder=encoder, architecture=architecture)
 
 
 class Encoder:
@@ -186,6 +189,51 @@ def test_flashvid_prunes_inside_the_llm(name: str) -> None:
     assert count == arrays["n_kept"] and list(method.kept(9, 28)) == [19]
     layer.apply(method.pick(layer, count), "flashvid", count, "keep")
     assert layer.kept.tolist() == arrays["kept"].tolist()
+
+
+# --- FastVID --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases("fastvid_*"))
+def test_fastvid(name: str) -> None:
+    arrays = golden(name)
+    start, stop, frames, places = (arrays[key] for key in ("video_start", "video_len", "T", "P"))
+    stop += start
+    rows = torch.arange(start, stop)
+    if arrays["variant_llava_video"]:  # newlines end the rows; the host keeps them, the method does not see them
+        rows = rows.view(-1, arrays["grid"] + 1)[:, :-1].flatten()
+    method = FastVID(
+        retention=arrays["retention"],
+        segments=arrays["dyseg_c"],
+        cut=arrays["dyseg_tau"],
+        context=arrays["d"],
+        stride=arrays["p"],
+        beta=arrays["beta"],
+        version="llava-video" if arrays["variant_llava_video"] else "onevision",
+        signal="head",
+    )
+    segments = ops.frame_segments(ops.frame_similarity(arrays["frame_global"]), method.cut, method.segments)
+    assert [end - begin for begin, end in segments] == arrays["segments"].tolist()
+    tokens = video(arrays["hidden"][rows], frames, Encoder(arrays["frame_attn"], arrays["frame_global"]))
+    result = decide(method, tokens)
+    assert isinstance(result, Reduction) and tokens.count in (None, method.budget(places) * frames)
+    if not arrays["variant_llava_video"]:
+        assert torch.bincount(result.anchors // places, minlength=frames).tolist() == arrays["counts"].tolist()
+    seen = torch.isin(arrays["kept"], rows)
+    assert rows[result.anchors].tolist() == arrays["kept"][seen].tolist()
+    assert close(result.features, arrays["out"][seen])
+
+
+def test_fastvid_works_where_the_released_code_crashes() -> None:
+    """No context, fewer frames than segments, fewer free tokens than an anchor's quota."""
+    generator = torch.Generator().manual_seed(0)
+    for frames, places, retention in ((2, 9, 0.1), (3, 36, 0.05), (8, 16, 0.9), (1, 25, 0.5)):
+        encoder = Encoder(torch.rand(frames, places, generator=generator), torch.ones(frames, 4))
+        for version in ("onevision", "llava-video"):
+            tokens = video(torch.randn(frames * places, 6, generator=generator), frames, encoder)
+            method = FastVID(retention=retention, version=version, segments=1)
+            count = len(decide(method, tokens).anchors)
+            assert 0 <= method.budget(places) * frames - count <= (frames if version == "onevision" else 0)
 
 
 # --- every case -----------------------------------------------------------------------------------------------------

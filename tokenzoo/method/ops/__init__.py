@@ -4,7 +4,14 @@ Functions named `*_flops` are the closed forms of the matrix products (2 per mul
 they need no torch.
 """
 
-from tokenzoo.method.ops.attention import attention_flops, attention_weights, encoder_attention, pagerank, pagerank_flops
+from tokenzoo.method.ops.attention import (
+    attention_flops,
+    attention_weights,
+    encoder_attention,
+    encoder_attention_flops,
+    pagerank,
+    pagerank_flops,
+)
 from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
@@ -24,6 +31,7 @@ __all__ = [
     "distances",
     "dpc_knn",
     "encoder_attention",
+    "encoder_attention_flops",
     "farthest_first",
     "frame_segments",
     "frame_similarity",

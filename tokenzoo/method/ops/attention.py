@@ -54,6 +54,11 @@ def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, 
     return (total / rows).view(views, heads, -1)
 
 
+def encoder_attention_flops(rows: int, width: int, queries: str) -> int:
+    """Matrix products of `encoder_attention` in one view of `rows` tokens, CLS included; `width` is that of all heads."""
+    return 2 * width * rows * (1 if queries == "cls" else rows)
+
+
 #: Rows of the attention matrix that `pagerank` computes at once, and the attention weights it holds at a time
 #: (8 MB in float32) unless a single head has more.
 _PAGERANK_ROWS = 128
