@@ -16,10 +16,10 @@ ZOO = load_zoo((), ())
 SETTINGS = [
     "aim",
     "aim:retention=0.6",
-    "fastvid:version=llava-video,retention=0.3",
     "prumerge:mode=fixed",
     "prumerge:mode=fixed,ratio=0.4",
     "prumerge_plus:mode=fixed",
+    "fastvid:version=llava-video,retention=0.3",
 ]
 BEFORE = [name for name in ZOO.names() if ZOO.method(name)().enters and name not in ("aim", "prumerge", "prumerge_plus")]
 INSIDE = [name for name in ZOO.names() if ZOO.method(name)().implements("score_flops")]
