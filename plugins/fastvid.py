@@ -95,16 +95,20 @@ class FastVID(TokenReducer):
                 context.append(((start, stop), own, pool if self.version == "onevision" else without(pool, own)))
         kept = torch.cat([*salient, *(own for _, own, _ in context)])
         made, first = [x[view] for view in salient], sum(map(len, salient))
+        into = torch.full((len(x),), -1, device=x.device)  # a token of several centres is told of the last one
         unit = torch.nn.functional.normalize(x, dim=-1)
         for run in runs:
             inside = torch.cat(views[slice(*run)])
             similarity = torch.mm(unit[inside], unit[kept].T)
             for own, pool in [(own, pool) for segment, own, pool in context if segment == run]:
                 nearest = similarity[pool - inside[0], first : first + len(own)].argmax(1)
+                into[pool] = first + nearest
                 first += len(own)
                 made.append(self.merge(x[own], x[pool], nearest))
+        into[kept] = torch.arange(len(kept), device=x.device)
         order = kept.argsort()
-        return Reduction(torch.cat(made)[order].to(tokens.features.dtype), kept[order])
+        into = torch.where(into < 0, -1, order.argsort()[into.clamp(min=0)])
+        return Reduction(torch.cat(made)[order].to(tokens.features.dtype), kept[order], into)
 
     def signals(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
         """The attention on each token, and a vector of each frame."""

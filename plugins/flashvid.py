@@ -70,15 +70,20 @@ class FlashVID(TokenReducer):
         attention = tokens.encoder_saliency().mean(0)
         views = tokens.views()
         groups = [torch.stack(views)] if tokens.kind == "video" else [view[None] for view in views if len(view)]
-        features, anchors = zip(*(self.segmented(tokens.features, attention, index) for index in groups), strict=True)
+        made, anchors, into = [], [], torch.full_like(tokens.view, -1)
+        for index in groups:
+            left, own, goes = self.segmented(tokens.features, attention, index)
+            into[index] = torch.where(goes < 0, -1, goes + sum(map(len, anchors)))
+            made.append(left)
+            anchors.append(own)
         kept = torch.cat(anchors)
         order = kept.argsort(stable=True)
-        return Reduction(torch.cat(features)[order].to(tokens.features.dtype), kept[order])
+        into = torch.where(into < 0, -1, order.argsort()[into.clamp(min=0)])
+        return Reduction(torch.cat(made)[order].to(tokens.features.dtype), kept[order], into)
 
-    def segmented(self, features: Tensor, attention: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What is left of frames of equally many tokens, index [T, P]: features and anchors."""
-        x, places = features[index].float(), len(index[0])
-        budget = self.budget(places)
+    def segmented(self, features: Tensor, attention: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of frames of equally many tokens, index [T, P]: features, anchors, and where each token went [T, P]."""
+        x, budget = features[index].float(), self.budget(len(index[0]))
         diverse = math.ceil(self.alpha * budget)
         means = x.mean(1)
         segments = ops.frame_segments(ops.frame_similarity(means), self.cut, self.segments)
@@ -88,27 +93,36 @@ class FlashVID(TokenReducer):
             distance = distance * (x * theme[:, None]).sum(-1)[:, None]
         picked = ops.farthest_first(distance, diverse)
         free = torch.ones_like(index).scatter(1, picked, 0).bool()
-        merged, linked = self.merge_along_time(x, free, segments, budget)
+        merged, linked, earlier = self.merge_along_time(x, free, segments, budget)
         apart = ops.distances(merged)  # of every token, so that what it costs does not depend on the picture
         roots = (free & ~linked).cpu()
-        parts = [
-            (x.gather(1, picked[..., None].expand(-1, -1, len(features[0]))).flatten(0, 1), index.gather(1, picked).flatten())
-        ]
+        anchors = [index.gather(1, picked).flatten()]
+        made, goes, total = [features[anchors[0]].float()], torch.full_like(index, -1), len(index) * diverse
         for start, stop in segments:
             left = roots[start:stop] if stop - start > 1 else torch.ones_like(roots[start:stop])
             share = (stop - start) * (budget - diverse) / max(1, int(left.sum()))
             for frame, row in zip(range(start, stop), left, strict=True):
                 own = row.nonzero()[:, 0].to(index.device)
-                made, count = merged[frame, own], min(len(own), math.ceil(len(own) * share))
-                if 0 < count < len(own):
-                    clusters = ops.density_peaks(apart[frame, own][:, own], count, min(7, count))
-                    made = ops.mean_by_assignment(made[None], clusters.assignment[None], count)[0]
-                    own = own[clusters.centres]
-                parts.append((made[:count], index[frame, own[:count]]))
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+                count = min(len(own), math.ceil(len(own) * share))
+                if not count:
+                    continue
+                clusters = ops.density_peaks(apart[frame, own][:, own], count, min(7, count))
+                made.append(ops.mean_by_assignment(merged[frame, own][None], clusters.assignment[None], count)[0])
+                anchors.append(index[frame, own[clusters.centres]])
+                goes[frame, own] = total + clusters.assignment
+                total += count
+        for frame in range(1, len(index)):
+            goes[frame] = torch.where(linked[frame], goes[frame - 1, earlier[frame - 1]], goes[frame])
+        goes.scatter_(1, picked, torch.arange(len(index) * diverse, device=index.device).view(len(index), diverse))
+        return torch.cat(made), torch.cat(anchors), goes
 
-    def merge_along_time(self, x: Tensor, free: Tensor, segments: list[tuple[int, int]], budget: int) -> tuple[Tensor, Tensor]:
-        """Frames x [T, P, d] after linking tokens that are `free` [T, P], and which tokens went into another one."""
+    def merge_along_time(
+        self, x: Tensor, free: Tensor, segments: list[tuple[int, int]], budget: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Link each of the `free` tokens [T, P] of frames x [T, P, d] to the one most like it in the frame before.
+
+        Returns the means along the links [T, P, d], which tokens are linked [T, P], and to which place [T - 1, P].
+        """
         unit = torch.nn.functional.normalize(x, dim=-1)
         similarity = torch.bmm(unit[1:], unit[:-1].transpose(1, 2)).masked_fill(~free[:-1, None], -1)
         best, earlier = similarity.max(-1)
@@ -123,10 +137,10 @@ class FlashVID(TokenReducer):
             linked[start:stop] = links > torch.where(few, raised, self.link)
         sums, sizes = list(x), list(torch.ones_like(x[..., :1]))
         for frame in range(len(x) - 1, 0, -1):
-            into, goes = earlier[frame - 1], linked[frame, :, None].float()
-            sums[frame - 1] = sums[frame - 1].index_add(0, into, sums[frame] * goes)
-            sizes[frame - 1] = sizes[frame - 1].index_add(0, into, goes)
-        return torch.stack(sums) / torch.stack(sizes), linked
+            goes = linked[frame, :, None].float()
+            sums[frame - 1] = sums[frame - 1].index_add(0, earlier[frame - 1], sums[frame] * goes)
+            sizes[frame - 1] = sizes[frame - 1].index_add(0, earlier[frame - 1], goes)
+        return torch.stack(sums) / torch.stack(sizes), linked, earlier
 
     # --- inside the LLM -----------------------------------------------------------------------------------------
 

@@ -74,32 +74,40 @@ class HoliTom(TokenReducer):
         ratio = min(1.0, self.retention / ((total - gain) / total))
         means = torch.cat([frames[start:stop].mean(0).expand(stop - start, -1, -1) for start, stop in windows])
         apart = ops.distances(means)  # of every frame, so that what it costs does not depend on the picture
-        parts: list[tuple[Tensor, Tensor]] = []
+        made, anchors, count = [], [], 0
+        into = torch.full((total,), -1, device=index.device)
         for places, (start, stop) in zip(still, windows, strict=True):
             static, moving = (found.nonzero()[:, 0].to(index.device) for found in (places, ~places))
-            merged, centres = self.merge(means[start][static], apart[start][static][:, static], ratio)
-            parts.append((merged.to(tokens.features.dtype), index[start, static[centres]]))
-            for view in index[start:stop]:
-                kept = self.attended(attention, view[moving], ratio)
-                parts.append((tokens.features[kept], kept))
-        return Reduction(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+            merged, centres, cluster = self.merge(means[start][static], apart[start][static][:, static], ratio)
+            moved = [self.attended(attention, view[moving], ratio) for view in index[start:stop]]
+            own = torch.cat([index[start, static[centres]], *moved])
+            made += [merged.to(tokens.features.dtype), tokens.features[own[len(centres) :]]]
+            if len(centres):
+                into[index[start:stop, static]] = count + cluster
+            into[own] = torch.arange(count, count + len(own), device=index.device)
+            anchors.append(own)
+            count += len(own)
+        return Reduction(torch.cat(made), torch.cat(anchors), into)
 
     def attended(self, attention: Tensor, view: Tensor, ratio: float) -> Tensor:
         """The share of a view's tokens [n] with the highest attention, in their order."""
         return view[ops.top_indices(attention[view], math.ceil(len(view) * ratio))]
 
-    def merge(self, x: Tensor, apart: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """Static tokens [n, d], of which the distances are known, merged into round(n · ratio) centres [c], ascending."""
-        count = round(len(x) * ratio)
+    def merge(self, x: Tensor, apart: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Static tokens [n, d], of which the distances are known, merged into c = round(n · ratio).
+
+        Returns the merged tokens [c, d], the centres they stand for [c], ascending, and the cluster of each token [n].
+        """
+        count, every = round(len(x) * ratio), torch.arange(len(x), device=x.device)
         if count in (0, len(x)):
-            return x[:count], torch.arange(count, device=x.device)
+            return x[:count], every[:count], every
         clusters = ops.density_peaks(apart, count, min(self.neighbours, count))
         order = clusters.centres.argsort()
         centres, cluster = clusters.centres[order], order.argsort()[clusters.assignment]
         sums = torch.zeros_like(x[:count]).index_add(0, cluster, x) - x[centres]
         others = torch.bincount(cluster, minlength=count)[:, None] - 1
         blended = self.beta * x[centres] + (1 - self.beta) * sums / others.clamp(min=1)
-        return torch.where(others > 0, blended, x[centres]), centres
+        return torch.where(others > 0, blended, x[centres]), centres, cluster
 
     # --- inside the LLM -----------------------------------------------------------------------------------------
 

@@ -71,8 +71,8 @@ class PruneSID(TokenReducer):
     def choose(self, x: Tensor, attention: Tensor | None, count: int) -> Tensor:
         """The kept tokens of one view x [N, C] in their order: `count`, or one less behind the CLS token."""
         total, wanted = len(x), count - (attention is not None)
-        rank = max(count // 4, 1) if attention is not None else max(count // 4, 4)
-        share = ops.principal_directions(x.float().sigmoid().T, min(rank, *map(len, (x, x[0]))), self.seed).abs()
+        rank = self.rank(count, total, len(x[0]), attention is not None)
+        share = ops.principal_directions(x.float().sigmoid().T, rank, self.seed).abs()
         strength, group = share.max(1)
         score = strength if attention is None else attention
         cosine = ops.cosine_similarity(x)
@@ -93,6 +93,21 @@ class PruneSID(TokenReducer):
         chosen = [token for tokens in taken for token in tokens][:wanted]
         kept = torch.tensor(chosen, dtype=torch.long, device=x.device)
         return kept.sort().values if attention is None and count > 150 else kept
+
+    def rank(self, count: int, total: int, width: int, has_cls: bool) -> int:
+        """How many groups a view of `total` tokens is divided into, of which `count` are left."""
+        return min(max(count // 4, 1 if has_cls else 4), total, width)
+
+    def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture) -> int:
+        """The directions and the cosines of each view, and the CLS token's attention."""
+        early, flops = architecture.has_cls, 0
+        width = architecture.vision_hidden if early else architecture.hidden
+        for tokens, count in zip(views, left, strict=True):
+            if early or count < tokens:
+                flops += ops.principal_directions_flops(width, tokens, self.rank(count, tokens, width, early))
+                flops += 2 * tokens**2 * width
+            flops += ops.encoder_attention_flops(tokens + 1, architecture.encoder_hidden, "cls") if early else 0
+        return flops
 
 
 def first_come(rival: Tensor) -> Tensor:

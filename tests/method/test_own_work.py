@@ -20,6 +20,7 @@ SETTINGS = [
     "prumerge:mode=fixed,ratio=0.4",
     "prumerge_plus:mode=fixed",
     "fastvid:version=llava-video,retention=0.3",
+    "prunesid:retention=0.5",
 ]
 BEFORE = [name for name in ZOO.names() if ZOO.method(name)().enters and name not in ("aim", "prumerge", "prumerge_plus")]
 INSIDE = [name for name in ZOO.names() if ZOO.method(name)().implements("score_flops")]

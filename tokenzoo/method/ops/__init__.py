@@ -13,7 +13,7 @@ from tokenzoo.method.ops.attention import (
     pagerank_flops,
 )
 from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
-from tokenzoo.method.ops.directions import principal_directions
+from tokenzoo.method.ops.directions import principal_directions, principal_directions_flops
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
@@ -44,6 +44,7 @@ __all__ = [
     "pagerank_flops",
     "pick_views",
     "principal_directions",
+    "principal_directions_flops",
     "static_windows",
     "top_indices",
     "uniform_indices",

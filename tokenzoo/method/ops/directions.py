@@ -26,3 +26,9 @@ def principal_directions(x: Tensor, rank: int, seed: int, iterations: int = 2) -
         basis = torch.linalg.qr(tall @ basis).Q
     left, _, right = torch.linalg.svd(basis.T @ tall, full_matrices=False)
     return right.T if tall is x else basis @ left
+
+
+def principal_directions_flops(rows: int, columns: int, rank: int, iterations: int = 2) -> int:
+    """Matrix products of `principal_directions` of x [rows, columns]; its factorisations are none."""
+    turned = 2 * columns * rank * rank if rows < columns else 0
+    return 2 * rows * columns * rank * (2 * iterations + 2) + turned
