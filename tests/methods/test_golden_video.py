@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenzoo_plugins.dycoke import DyCoke
 from tokenzoo_plugins.fastvid import FastVID
 from tokenzoo_plugins.flashvid import FlashVID
 from tokenzoo_plugins.holitom import HoliTom
 
-from tokenzoo import Architecture, DecoderLayer, Reduction, ops
+import tokenzoo
+from tokenzoo import Architecture, DecoderLayer, Reduction, UnsupportedError, ops
+from tokenzoo.testing import tiny_inputs, tiny_model
 from tokenzoo.testing.authors import decide, visual_tokens
 
 FOLDER = Path(__file__).parents[1] / "golden_more"
@@ -240,6 +244,38 @@ def test_fastvid_works_where_the_released_code_crashes() -> None:
             method = FastVID(retention=retention, version=version, segments=1)
             count = len(decide(method, tokens).anchors)
             assert 0 <= method.budget(places) * frames - count <= (frames if version == "onevision" else 0)
+
+
+@torch.no_grad()
+def test_fastvid_reads_the_pooling_head_of_a_model_that_runs_it() -> None:
+    config = deepcopy(tiny_model("llava-onevision", layers=2).config)
+    config.vision_config.vision_use_head = True
+    model, seen = transformers.LlavaOnevisionForConditionalGeneration(config).eval(), []
+    inputs = tiny_inputs(model, "video")
+
+    class Watched(FastVID):
+        def signals(self, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(super().signals(tokens))
+            return seen[-1]
+
+    with tokenzoo.apply(model, Watched(retention=0.4)):
+        model(**inputs)
+    tower, pixels = model.model.vision_tower, inputs["pixel_values_videos"][0]
+    output = tower(pixels)
+    probe = tower.head.probe.expand(len(pixels), -1, -1)
+    weights = tower.head.attention(probe, output.last_hidden_state, output.last_hidden_state)[1]
+    ((attention, vectors),) = seen
+    assert close(vectors, output.pooler_output)
+    assert close(attention, model.model.apply_pooling(weights.transpose(1, 2)).flatten())
+
+
+def test_fastvid_says_where_there_is_no_pooling_head() -> None:
+    model = tiny_model("llava-onevision", layers=2)
+    with (
+        pytest.raises(UnsupportedError, match=r"pooling head.*Leave signal at 'auto'"),
+        tokenzoo.apply(model, FastVID(signal="head")),
+    ):
+        pass
 
 
 # --- every case -----------------------------------------------------------------------------------------------------
