@@ -70,7 +70,9 @@ class FlashVID(TokenReducer):
         attention = tokens.encoder_saliency().mean(0)
         views = tokens.views()
         groups = [torch.stack(views)] if tokens.kind == "video" else [view[None] for view in views if len(view)]
-        made, anchors, into = [], [], torch.full_like(tokens.view, -1)
+        made: list[Tensor] = []
+        anchors: list[Tensor] = []
+        into = torch.full_like(tokens.view, -1)
         for index in groups:
             left, own, goes = self.segmented(tokens.features, attention, index)
             into[index] = torch.where(goes < 0, -1, goes + sum(map(len, anchors)))
