@@ -44,6 +44,10 @@ FREE = frozenset(
     """.split()  # noqa: SIM905
 )
 
+#: Factorisations of thin matrices are no matrix products and count as element-wise work, far too low: a QR of [m, n] takes
+#: about 2 m n^2 operations. Next to the products they stand between they are few.
+_FACTORISATIONS = dict.fromkeys(("linalg_qr", "linalg_svd"), 1)
+
 #: Element-wise work and reductions: operations per element of the larger of input and output.
 ELEMENTWISE: dict[str, int] = {
     **dict.fromkeys(
@@ -63,6 +67,7 @@ ELEMENTWISE: dict[str, int] = {
     ),
     **{"softmax": 5, "_softmax": 5, "log_softmax": 5, "logsumexp": 4, "cosine_similarity": 6, "normalize": 4},
     **{"silu": 4, "silu_": 4, "gelu": 8, "quick_gelu": 4, "softplus": 4, "erf": 4, "mish": 6, "hardswish": 4},
+    **_FACTORISATIONS,
     **{"layer_norm": 7, "native_layer_norm": 7, "rms_norm": 4, "group_norm": 7, "batch_norm": 2},
     **{"upsample_bilinear2d": 7, "upsample_bicubic2d": 31, "grid_sampler": 7, "cdist": 3, "pdist": 3},
 }
