@@ -37,7 +37,7 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
             result = check_all(method, families or FAMILIES, backends or BACKENDS, status.update)
         click.echo(f"{method.name}: {result.runs} runs on {len(families or FAMILIES)} model families.")
         for family, why in result.unsupported.items():
-            click.echo(f"  not on {family}, by its own word: {why}")
+            click.echo(f"  not on {family}, refused by the method: {why}")
         findings += result.findings
     shown: set[Any] = set()
     for finding in findings:

@@ -29,4 +29,5 @@ def command(arch: str, hardware: str, budget_ms: float, video: bool | None, conv
     from tokenzoo.report.recommendation import recommendation
     from tokenzoo.report.terminal import console
 
-    console().print(recommendation(found))
+    terminal = console()
+    terminal.print(recommendation(found, terminal.width))

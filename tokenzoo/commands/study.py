@@ -73,18 +73,14 @@ def _run(name: str, model: str | None, tasks: str | None, limit: int, seed: int,
 
 
 def _print(study: Any) -> None:
-    from rich.table import Table
     from rich.text import Text
 
+    from tokenzoo.report.grid import Head, grid
     from tokenzoo.report.terminal import console
 
     out = console()
-    table = Table(box=None, pad_edge=False)
-    for index, head in enumerate(study.header):
-        table.add_column(head, justify="left" if index == 0 else "right")
-    for row in study.rows:
-        table.add_row(*row)
-    out.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
+    heads = [Head(tuple(head.split("\n")), text=not index) for index, head in enumerate(study.header)]
+    out.print(Text(f"\n{study.title}", style="bold"), grid(heads, study.rows, out.width), sep="\n")
     out.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
     out.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
     out.print(Text(SAID[study.verdict], style="bold"))

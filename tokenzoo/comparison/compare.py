@@ -1,7 +1,6 @@
 """Compare methods on the same questions, the same model and the same clock; the result is rows.
 
 from tokenzoo.comparison.compare import compare
-from tokenzoo.comparison.samples import write_samples
 from tokenzoo.comparison.settings import Settings
 comparison = compare(Settings(methods="aim,fastv", limit=100))
 """
@@ -40,6 +39,7 @@ from tokenzoo.zoo.plugins import Zoo, load_zoo
 
 #: An interquartile range of prefill above this share of the median tells of a busy machine.
 BUSY = 0.3
+BUSY_SAID = f"Times of a method vary by more than {100 * BUSY:.0f} % from round to round: their ratios are unreliable."
 
 
 class Progress(Protocol):
@@ -113,16 +113,18 @@ def compare(
     for plan in plans:
         runner.progress.expect(len(methods) * plan.steps(settings) * len(settings.amounts or settings.retention or [""]))
     sections = [run_section(plan, methods, targets, runner) for plan in plans]
+    busy = _was_busy(sections)
     return Comparison(
         sections=sections,
         settings=settings.model_dump(),
         environment=environment(plans[-1].checkpoint.model),
         seconds=time.monotonic() - began,
-        notes=left_out(settings, tasks, plans) + _notes(sections, plans, targets),
+        notes=_notes(plans, targets) + [BUSY_SAID] * busy,
+        hints=left_out(settings, tasks, plans) + ["Repeat it on a quiet machine with --fresh."] * busy,
     )
 
 
-def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
+def _notes(plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
     """What a reader must know about all rows."""
     notes = [f"Prices: convention {target.convention}{target.times}." for target in targets[:1]]
     notes += [
@@ -131,13 +133,12 @@ def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: S
         for target in targets
         if not target.takes(plan.kind)
     ]
-    notes += [f"{knows(plan.title)}" for plan in plans if knows(plan.title) and any(_is_own(task) for task in plan.tasks)]
-    for section in sections:
-        notes += section.warnings
+    return notes + [knows(plan.title) for plan in plans if knows(plan.title) and any(_is_own(task) for task in plan.tasks)]
+
+
+def _was_busy(sections: Sequence[Section]) -> bool:
     spreads = [row.timing.prefill_ms for section in sections for row in section.rows if row.timing]
-    if any(one.high - one.low > BUSY * one.median for one in spreads):
-        notes.append("The times spread widely: the machine was busy. Trust no ratio of this run; repeat it with --fresh.")
-    return notes
+    return any(one.high - one.low > BUSY * one.median for one in spreads)
 
 
 def _is_own(task: Task) -> bool:
