@@ -19,6 +19,7 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
 
     Exit code 0: every guarantee holds; 1: at least one does not, and the findings say which and where.
     """
+    methods, failure = _methods(target)  # before torch is loaded
     from rich.console import Console
 
     from tokenzoo.errors import FailedError, unknown
@@ -30,7 +31,6 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
         for name in given:
             if name not in known:
                 raise unknown("family" if known is FAMILIES else "backend", name, known, "tokenzoo check --help")
-    methods, failure = _methods(target)
     findings = [failure] if failure else []
     for method in methods:
         with Console(stderr=True).status(method.name) as status:

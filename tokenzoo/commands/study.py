@@ -59,8 +59,13 @@ def _run(name: str, model: str | None, tasks: str | None, limit: int, seed: int,
     import importlib
 
     from tokenzoo.commands.progress import progress_bar
+    from tokenzoo.comparison.plan import plan_of
+    from tokenzoo.comparison.settings import from_options
     from tokenzoo.comparison.store import Store
 
+    for option, value in (("model", model), ("tasks", tasks)):
+        if value is not None:  # looked at before torch is loaded
+            plan_of(from_options({"methods": "none", "limit": limit, "seed": seed, "timing": False, option: value}))
     with Store(store_path) as store, progress_bar(store) as progress:
         from tokenzoo.studies.common import open_lab
 

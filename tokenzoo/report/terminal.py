@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 from tokenzoo.report.grid import Head, grid
+from tokenzoo.text import printable
 
 #: Columns of what is read rather than compared.
 PAGE = 120
@@ -37,6 +39,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: i
     heads = [Head((header,) if header else (), text=True) for header in headers]
     if rows:
         out.print(grid(heads, rows, out.width, indent=indent))
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print a sentence, wrapped."""
+    console(PAGE).print(Text(printable(text), style=style))
 
 
 def print_documentation(text: str) -> None:
