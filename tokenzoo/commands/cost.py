@@ -54,6 +54,8 @@ def _sheets(options: dict[str, Any]) -> list[Sheet]:
 
     if options["scale"] is not None and not options["trace"]:
         raise UserError("--scale multiplies the visual tokens of a recorded run: give one with --trace FILE.")
+    if options["counted"] and (options["trace"] or options["convention"] != "exact"):
+        raise UserError("--counted confirms schedules under 'exact': leave --trace out and take --convention exact.")
     if options["config"]:
         model = model_config.architecture_of(options["config"], options["config"].stem)
     else:
