@@ -135,6 +135,16 @@ def test_milliseconds_on_a_named_gpu_are_of_the_model_that_is_measured(compariso
     assert rows[-1].specification == "uniform:retention=1.0" and "nearest setting below" in rows[-1].note
 
 
+def test_a_price_elsewhere_does_not_move_the_budget(comparison):
+    """Rows were once matched on the priced architecture: 22, 27 and 31 % of the measured FLOPs stood beside each other."""
+    here = compare(Settings(methods="fastv,uniform", budget="33%", **WAYS), comparison[2]).sections[0].rows
+    settings = Settings(methods="fastv,uniform", budget="33%", price=["llava-1.5-7b@a100"], **WAYS)
+    priced = compare(settings, comparison[2]).sections[0].rows
+    assert [(row.label, row.llm_flops) for row in priced] == [(row.label, row.llm_flops) for row in here]
+    assert all(0.98 * 0.33 <= row.llm_share <= 0.33 for row in priced if row.method in ("fastv", "uniform", "random"))
+    assert len({row.prices["llava-1.5-7b@a100"].tflops for row in priced}) > 1
+
+
 def test_several_budgets_are_a_curve(comparison):
     section = compare(Settings(methods="fastv,uniform", budget="50%,33%", **WAYS), comparison[2]).sections[0]
     assert [row.budget for row in section.rows if row.method == "fastv"] == ["50%", "33%"]

@@ -67,7 +67,8 @@ NAMES = ["", "A", "Ä", "a b", "a--b", "-a", "a.b", "a/b", "../a", "1a", "a" * 6
 SIZES = {"num_attention_heads": 4, "intermediate_size": 9, "vocab_size": 9}
 CONFIGS = [[1], "x", 3, None, {}, {"model_type": "llava"}, {"model_type": "llava", "text_config": [1], "vision_config": "x"},
            {"model_type": "llava", "text_config": {"hidden_size": "x"}}, {"hidden_size": -1, "num_hidden_layers": 2, **SIZES},
-           {"hidden_size": 64, "num_hidden_layers": 10**30, **SIZES}, {"hidden_size": [64], "num_hidden_layers": 2, **SIZES}]  # fmt: skip
+           {"hidden_size": 64, "num_hidden_layers": 10**30, **SIZES},
+           {"hidden_size": [64], "num_hidden_layers": 2, **SIZES}]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tokenzoo import errors
 from tokenzoo.errors import UserError
 from tokenzoo.models.inputs import with_processor, without_processor
 from tokenzoo.models.media import first_line, read_image, read_video
-from tokenzoo.models.names import CHECKPOINTS, EMBEDDED, config_of, knows, locate, video_token_of
+from tokenzoo.models.names import CHECKPOINTS, EMBEDDED, config_of, knows, locate, stay_offline_without_hub, video_token_of
 from tokenzoo.models.question import Question
 
 #: What weights may be loaded as; "auto": as the checkpoint has them.
@@ -100,6 +100,7 @@ def load(
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES, "tokenzoo compare --help")
     source = locate(model)
+    stay_offline_without_hub(source)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -139,6 +140,7 @@ def takes_videos(model: str) -> bool:
     """Whether a model has a placeholder for videos, by its config alone; raises UserError as `load` does."""
     config = config_of(model)
     if config is None:
+        stay_offline_without_hub(model)
         with _explained(model, model):
             config = AutoConfig.from_pretrained(model).to_dict()
     return video_token_of(config) is not None

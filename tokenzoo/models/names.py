@@ -11,6 +11,8 @@ from tokenzoo.models.folder import check_folder, read_json
 from tokenzoo.paths import is_folder
 
 CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
+#: Seconds in which the Hub must answer.
+PATIENCE = 5
 EMBEDDED = ("embedded:llava", "embedded:onevision")
 
 
@@ -49,6 +51,23 @@ def config_of(model: str) -> dict[str, Any] | None:
             return None
         path = Path(cached)
     return read_json(path)
+
+
+def stay_offline_without_hub(source: str) -> None:
+    """Try once to reach the Hub for an id; where it cannot be, look at downloaded files alone: each would be retried for long."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants, is_offline_mode
+
+    if is_folder(source) or is_offline_mode():
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError):
+        constants.HF_HUB_OFFLINE = True
 
 
 def video_token_of(config: dict[str, Any]) -> int | None:
