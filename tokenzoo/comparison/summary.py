@@ -150,7 +150,7 @@ def terms_of(settings: Settings, rows: Sequence[Row]) -> tuple[str, bool]:
     if settings.amounts:
         shares = [amount.described for amount in settings.amounts]
         off = [row.label for row in reduced if not row.at_budget]
-        but = f"; cheaper, for want of a nearer setting: {', '.join(off)}" if off else ""
+        but = f"; cheaper: {', '.join(off)}" if off else ""
         return f"Equal terms: every method set to at most {', '.join(shares)}{but}.", True
     costs = sorted((row.llm_share, row.label) for row in reduced if row.llm_share is not None)
     if not costs:
