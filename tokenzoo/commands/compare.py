@@ -41,6 +41,7 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write every format and the plots there.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
+@click.option("--plan", "dry", is_flag=True, help="Check everything, say what would run, and run nothing.")
 @click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
 def command(
     log_samples: Path | None,
@@ -50,6 +51,7 @@ def command(
     out: Path | None,
     store_path: Path | None,
     fresh: bool,
+    dry: bool,
     tracebacks: bool,
     **options: Any,
 ) -> int:
@@ -58,12 +60,17 @@ def command(
     `none` (the unreduced model), `random` and `pool` are always among the rows. Each finished cell is kept: an interrupted
     comparison goes on where it stopped. Exits with 1 if a method failed.
     """
+    from tokenzoo.comparison.plan import plan_of
     from tokenzoo.comparison.settings import from_options, read_config, write_config
 
     given = {name: list(value) if name == "price" else value for name, value in options.items() if value not in (None, ())}
     settings = read_config(config, given) if config else from_options(given)
+    plan = plan_of(settings)  # before torch is loaded, and anything is written
     if save_config:
         write_config(settings, save_config)
+    if dry:
+        _print_plan(plan)
+        return 0
     from tokenzoo.report.files import prepare_directory
 
     for folder in (out, log_samples):
@@ -104,3 +111,11 @@ def _print(comparison: Any, form: str) -> None:
         from tokenzoo.report.files import rendered
 
         click.echo(rendered(comparison, form), nl=False)
+
+
+def _print_plan(plan: Any) -> None:
+    from tokenzoo.report.plan import plan_lines
+    from tokenzoo.report.terminal import print_line
+
+    for line in plan_lines(plan):
+        print_line(line)
