@@ -99,7 +99,7 @@ def entry_account(
             projected, cut = sum(views), any(step.acts for step in steps)
             views = views if cut else source.view_tokens
     structural = structural_left(source) if cut else source.structural
-    return EntryAccount(projected, sum(views) + structural, tuple(steps))
+    return EntryAccount(projected + source.through, sum(views) + structural, tuple(steps))
 
 
 def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenReducer) -> tuple[int, ...]:
@@ -114,10 +114,11 @@ def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenRedu
 def structural_left(source: Source) -> int:
     """Structural tokens (newlines) left where a source was reduced before the projector.
 
-    Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays.
+    Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays,
+    and so do CLS tokens.
     """
     one_view = len(source.before_projector) == 1 and source.before_projector == source.view_tokens
-    return source.structural if source.structural <= 1 or one_view else 0
+    return source.structural if source.structural <= 1 or one_view or source.through else 0
 
 
 def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:

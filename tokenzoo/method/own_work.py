@@ -192,5 +192,8 @@ class _Layer:
     def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
         return torch.arange(self.tokens)
 
+    def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
+        return None
+
     def frequencies(self) -> torch.Tensor:
         return torch.ones(self.architecture.head_dim // 2)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> Tensor:
-    """Causal attention weights of some rows, softmax(q Kᵀ · scaling) in float32.
+def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float, visible: Tensor | None = None) -> Tensor:
+    """Attention weights of some rows, softmax(q Kᵀ · scaling) in float32; causal, or of what is `visible` [R, N].
 
     `query` [heads, R, d] holds the queries of the rows `rows` [R]; `key` [kv heads, N, d]. Row r sees the columns
     0..rows[r]. Returns [heads, R, N]. Query heads share their group's keys; K is never repeated.
@@ -23,7 +23,7 @@ def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) 
     # scaled before the product: unscaled ones overflow float16
     logits = torch.bmm((query * scaling).reshape(len(key), -1, width), key.transpose(1, 2)).float()
     logits = logits.view(heads, count, -1)
-    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
+    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None] if visible is None else ~visible
     return logits.masked_fill_(hidden, -math.inf).softmax(-1)
 
 
