@@ -55,7 +55,7 @@ class DART(TokenReducer):
         rows = torch.cat([layer.visual[image], layer.text_after[text]]).tolist()
         rows = list(set(rows)) if self.order == "official" else sorted(rows)
         unit = torch.nn.functional.normalize(layer.final_norm(layer.hidden_states).float(), dim=-1)
-        likeness = unit[rows] @ unit[layer.visual].T
+        likeness = unit[torch.tensor(rows, device=unit.device)] @ unit[layer.visual].T
         return torch.cat([image, take_in_turn(likeness, image, count - len(image))]).sort().values
 
     def pivots(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:

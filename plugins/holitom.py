@@ -124,10 +124,10 @@ class HoliTom(TokenReducer):
         unit = torch.nn.functional.normalize(states.float(), dim=-1)
         into = torch.mm(unit[dropped], unit[kept].T).argmax(1)
         # merged one after the other, the last of a kept token's m weighs 1/2, the one before 1/4, it itself 2^-m
-        order = into.argsort(stable=True)
-        sizes = torch.bincount(into, minlength=count)
-        after = (sizes.cumsum(0) - 1)[into[order]] - torch.arange(len(order), device=order.device)
-        weights = torch.pow(0.5, (after + 1).float())[:, None]
+        into, order = into.sort(stable=True)
+        sizes = torch.zeros_like(kept).index_add_(0, into, torch.ones_like(into))
+        from_last = sizes.cumsum(0)[into] - torch.arange(len(order), device=order.device)
+        weights = torch.pow(0.5, from_last.float())[:, None]
         merged = states[kept].float() * torch.pow(0.5, sizes.float())[:, None]
-        merged = merged.index_add(0, into[order], states[dropped[order]].float() * weights)
+        merged = merged.index_add(0, into, states[dropped[order]].float() * weights)
         return Reduction(merged.to(states.dtype), kept)

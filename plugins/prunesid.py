@@ -45,14 +45,14 @@ class PruneSID(TokenReducer):
     whole_views: ClassVar[bool] = True
 
     def early(self, source: Source, architecture: Architecture) -> bool:
-        return architecture.has_cls
+        return architecture.has_cls and architecture.encoder_merge == 1  # a CLS token is no joined patch
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
-        least = 1 if architecture.has_cls else 16
+        least = 1 if self.early(source, architecture) else 16
         return [min(tokens, max(least, round(self.retention * tokens))) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
-        return (architecture.saliency_layer,) if architecture.has_cls else ()
+        return (architecture.saliency_layer,) if architecture.has_cls and architecture.encoder_merge == 1 else ()
 
     def reduce(self, tokens: VisualTokens) -> Tensor | Reduction:
         assert tokens.left is not None and tokens.architecture is not None
@@ -100,7 +100,7 @@ class PruneSID(TokenReducer):
 
     def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture) -> int:
         """The directions and the cosines of each view, and the CLS token's attention."""
-        early, flops = architecture.has_cls, 0
+        early, flops = self.early(source, architecture), 0
         width = architecture.vision_hidden if early else architecture.hidden
         for tokens, count in zip(views, left, strict=True):
             if early or count < tokens:

@@ -149,7 +149,10 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain = tree_map(_inside, kwargs)
     if _emulated(target):
         plain["device"] = torch.device("cpu")
-    result = function(*tree_map(_inside, args), **plain)
+    plain_args = tree_map(_inside, args)
+    if function is aten.histc.default:  # an accelerator counts whole numbers too
+        plain_args = (plain_args[0].float(), *plain_args[1:])
+    result = function(*plain_args, **plain)
     name = function._schema.name
     if function is aten.copy_.default or (name.endswith("_") and not name.endswith("__") and isinstance(args[0], torch.Tensor)):
         if function is aten.copy_.default and not isinstance(args[0], OnDevice) and here:
