@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenzoo_plugins.aim import AIM
+from tokenzoo_plugins.evs import EVS
 from tokenzoo_plugins.fastv import FastV
+from tokenzoo_plugins.hiprune import HiPrune
 from tokenzoo_plugins.pdrop import PyramidDrop
 from tokenzoo_plugins.pool import AveragePooling
 from tokenzoo_plugins.prumerge import PruMerge
 from tokenzoo_plugins.prumerge_plus import PruMergePlus
 from tokenzoo_plugins.uniform import UniformSelection
+from tokenzoo_plugins.visionzip import VisionZip
 from tokenzoo_plugins.vtw import VisualTokensWithdrawal
 
 from tokenzoo import Architecture, DataDependentError, Source, UnreachableError, UserError, Workload
@@ -93,6 +96,11 @@ def test_retention_one_keeps_everything_before_the_llm(name: str) -> None:
         ("prumerge:mode=loose", "adaptive"),
         ("pool:stride=0", "greater than or equal to 1"),
         ("random:seed=-1", "greater than or equal to 0"),
+        ("divprune:retention=0", "greater than 0"),
+        ("visionzip:contextual=1.5", "less than or equal to 1"),
+        ("scope:combine=max", "multiply"),
+        ("hiprune:object_layer=0", "greater than or equal to 1"),
+        ("evs:rate=1", "less than 1"),
     ],
 )
 def test_impossible_parameters_are_one_line(specification: str, message: str) -> None:
@@ -190,3 +198,25 @@ def test_baselines_count_structural_tokens_apart() -> None:
     with pytest.raises(DataDependentError, match="12 tokens"):
         AveragePooling().schedule(Workload.images(decoder(), 12, 3))
     assert AveragePooling().at_retention(0.25, 32).stride == 2 and AveragePooling().at_retention(0.11, 32).stride == 3
+
+
+def test_hiprunes_object_layer_must_be_there_and_follows_the_depth() -> None:
+    with pytest.raises(UserError, match="one of them, counted from 1"):
+        HiPrune(object_layer=5).check_model(decoder())
+    clip, qwen = (Architecture("a", 1, 1, 1, 1, 1, 1, encoder_layers=n, has_cls=n == 24, feature_layer=n - 2) for n in (24, 32))
+    assert HiPrune().encoder_layers(clip) == (8, 22) and HiPrune().encoder_layers(qwen) == (15, 30)
+
+
+def test_visionzip_splits_published_budgets_as_published() -> None:
+    """CLS is one of the dominant tokens: 162 + 30, 108 + 20, 54 + 10, and 27 + 5 of a tile."""
+    for retention, total in ((0.3333, 192), (0.2222, 128), (0.1111, 64), (0.0556, 32)):
+        method = VisionZip(retention=retention)
+        assert method.left((576,), Source("image", (576,)), decoder()) == [total]
+        assert round(total * method.contextual) == total * 5 / 32
+
+
+def test_evs_keeps_a_whole_frame_and_leaves_images_alone() -> None:
+    video = Source("video", (25,) * 20)
+    assert EVS(rate=0.9).left(video.view_tokens, video, decoder()) == 49
+    assert EVS(rate=0.99).left(video.view_tokens, video, decoder()) == 25
+    assert EVS().left((576,), Source("image", (576,)), decoder()) == 576
