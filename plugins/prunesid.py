@@ -27,9 +27,10 @@ class PruneSID(TokenReducer):
     **Quotas** d_g of a group of n with s survivors: at least 1, at most min(5 · ceil(T / 64), n, s) (all groups one more
     until these reach T), shared out by Σ s, rounded cumulatively, then groups with the most survivors are filled up.
 
-    With a CLS token: before the projector, the view's CLS token first, which counts as one of T. Without one: before the
-    LLM, the authors' form for Qwen2-VL, at least 16 tokens (views of 16 or fewer stay whole), q = max(T // 4, 4), the score
-    is |V_jg|, the threshold max(18 T / N, 1) · Σ_{i<=j} cos_ij / N²; more than 150 tokens come in raster order.
+    With a CLS token: before the projector, the view's CLS token first, which counts as one of T. Without one, and where
+    the model joins patches on the way (InternVL, pooled videos): before the LLM, the authors' form for Qwen2-VL, at least
+    16 tokens (views of 16 or fewer stay whole), q = max(T // 4, 4), the score is |V_jg|, the threshold max(18 T / N, 1) ·
+    Σ_{i<=j} cos_ij / N²; more than 150 tokens come in raster order.
 
     On purpose: the start is drawn by `seed` on the CPU, the same for every view, as an exact decomposition gives other
     groups (57 to 84 % agree, and other seeds share 72 % of the tokens). Equal numbers of survivors: the first group first.
@@ -45,7 +46,7 @@ class PruneSID(TokenReducer):
     whole_views: ClassVar[bool] = True
 
     def early(self, source: Source, architecture: Architecture) -> bool:
-        return architecture.has_cls and architecture.encoder_merge == 1  # a CLS token is no joined patch
+        return architecture.has_cls and architecture.encoder_merge == 1 and not source.pooled
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
         least = 1 if self.early(source, architecture) else 16

@@ -29,7 +29,7 @@ FREE = frozenset(
     Int Bool Float IntImplicit ScalarImplicit FloatImplicit Size __getitem__ __contains__ __is__ __isnot__ __not__
     alias arange argsort argwhere as_strided bincount bucketize broadcast_tensors cat chunk clone complex constant_pad_nd
     contiguous copy copy_ cpu detach device diagonal dropout embedding empty empty_like empty_strided equal expand
-    expand_as eye feature_dropout fill fill_ flatten flip floor_divide full full_like gather hstack index index_copy
+    expand_as eye feature_dropout fill fill_ flatten flip floor_divide full full_like gather hstack index index_copy index_fill
     index_copy_ index_put index_put_ index_select is_floating_point is_nonzero isin item len lift_fresh lift linspace
     masked_fill masked_fill_ masked_scatter masked_scatter_ masked_select meshgrid movedim narrow new_empty new_full
     new_ones new_zeros nonzero nonzero_numpy numel one_hot ones ones_like pad permute pin_memory pixel_shuffle
