@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,39 @@ def test_decoding_and_the_cache() -> None:
     assert (cost.decode.flops, cost.decode.first_step_flops) == (sum(steps), steps[0])
     assert cost.kv_bytes == 28 * 110 * 2 * 512 * 2
     assert cost.decode.kv_bytes == 28 * 113 * 2 * 512 * 2
+
+
+def test_a_mixture_of_experts_is_priced_by_its_active_experts() -> None:
+    """Qwen3-VL 30B-A3B by hand: 8 of 128 experts of width 768 for each row, and their router."""
+    model = load_architecture("qwen3-vl-30b-a3b")
+    cost = price(model, model.image_workload(tokens=90, text_tokens=10))
+    n, d, heads, kv = 100, 2048, 32 * 128, 4 * 128
+    attention = 2 * n * d * (2 * heads + 2 * kv) + 4 * n**2 * heads
+    assert cost.layers[0].flops == attention + 2 * n * d * (3 * 8 * 768 + 128)
+    read = {priced.operation.name: priced.operation.bytes for priced in cost.layers[0].operations}
+    assert read["gate"] == 2 * (128 * 768 * d + n * d + n * 8 * 768)  # 100 rows have all experts among theirs
+    one = price(model, model.image_workload(tokens=0, text_tokens=1)).layers[0].operations
+    assert next(priced.operation.bytes for priced in one if priced.operation.name == "gate") == 2 * (8 * 768 * d + d + 8 * 768)
+    fastv = price(model, model.image_workload(tokens=90, text_tokens=10), convention="fastv")
+    assert fastv.layers[0].flops == 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * 8 * 768
+
+
+def test_dense_layers_of_a_mixture_of_experts() -> None:
+    decoder = replace(load_architecture("qwen3-vl-30b-a3b").decoder, dense_layers=(0,))
+    assert (decoder.of_layer(0).experts, decoder.of_layer(0).intermediate) == (0, 6144)
+    assert (decoder.of_layer(1).experts, decoder.of_layer(1).intermediate) == (128, 8 * 768)
+
+
+def test_layers_with_a_window_cache_no_more_than_it() -> None:
+    """Gemma 3: layer 5 is the first that sees everything."""
+    model = load_architecture("gemma3-4b")
+    cost = price(model, model.image_workload(images=8, text_tokens=100), decode=1)
+    row = 2 * 4 * 256 * 2
+    assert cost.kv_bytes_per_layer[:6] == (*[1023 * row] * 5, 2148 * row)
+    assert cost.decode is not None
+    weights = 2 * 2560 * (2 * 8 * 256 + 2 * 4 * 256 + 3 * 10240)
+    seen = 29 * 1024 + 5 * 2149
+    assert cost.decode.flops == 34 * weights + 4 * 8 * 256 * seen + 2 * 2560 * 262208
 
 
 def test_options_change_what_they_should() -> None:

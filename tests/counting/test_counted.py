@@ -58,8 +58,10 @@ PAIRS = SEED_PAIRS + [(pair, CASES[number % len(CASES)]) for number, pair in enu
 def first_sample(inputs: dict[str, Any]) -> dict[str, Any]:
     """The first sample of a batch alone, without its padding (its picture comes first)."""
     kept = inputs["attention_mask"][0].bool()
-    per_token = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-    return {name: value[:1, kept] if name in per_token else value for name, value in inputs.items()}
+    per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+    taken = {name: value[:1, kept] if name in per_token else value for name, value in inputs.items()}
+    taken.pop("token_type_ids", None)  # no trace can follow how transformers opens Gemma's masks inside images; it costs nothing
+    return taken
 
 
 @cache

@@ -56,6 +56,17 @@ def test_every_plugin_hook_is_documented(name: str) -> None:
     assert f"`{name}`" in GENERATED["hooks.md"]
 
 
+def test_every_override_of_a_family_is_documented() -> None:
+    pytest.importorskip("torch")
+    from tokenzoo.host.family import Family
+
+    page = (DOCS / "model-families.md").read_text()
+    overrides = [name for name, value in vars(Family).items() if callable(value) and not name.startswith("_")]
+    assert len(overrides) > 20
+    for name in [*overrides, "mrope", "per_layer_type"]:
+        assert re.search(rf"`{name}\b", page), f"docs/model-families.md says nothing of Family.{name}."
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_and_parameter_is_documented(name: str) -> None:
     method = describe(load_zoo((), ()), name)

@@ -91,6 +91,9 @@ class Signals:
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         return self.key(rows)
 
+    def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
+        """Causal, no more."""
+
 
 def after(method: TokenReducer, layer: DecoderLayer) -> torch.Tensor | None:
     """What a method keeps after a layer, asked as the host asks; None where everything stays."""

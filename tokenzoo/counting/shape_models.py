@@ -101,7 +101,10 @@ def build(model: ModelArchitecture) -> nn.Module:
     else:
         config, family = _qwen(hf, model, text)
     with torch.device("meta"):
-        return family(config)
+        made = family(config)
+    if decoder.experts:
+        made.set_experts_implementation("batched_mm")  # the default kernel takes no float32 on the meta device
+    return made
 
 
 def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:

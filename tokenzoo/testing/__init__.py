@@ -7,6 +7,7 @@ from typing import Any
 
 _HOME = {
     "FAMILIES": "models",
+    "USUAL": "models",
     "tiny_model": "models",
     "CASES": "inputs",
     "cases": "inputs",

@@ -23,14 +23,14 @@ from tokenzoo.testing.check import (
 )
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.inputs import CASES, cases
-from tokenzoo.testing.models import FAMILIES
+from tokenzoo.testing.models import USUAL
 
 Grids = tuple[int, int] | Sequence[tuple[int, int]]
 
 
 def contract_tests(
     reducer: TokenReducer | type[TokenReducer],
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] = USUAL,
     backends: Sequence[str] = BACKENDS,
 ) -> Callable[..., None]:
     """Return a parametrised pytest test, one case per family, batch and backend: `test_contract = contract_tests(M())`.

@@ -18,7 +18,7 @@ from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.guarantees import TOLERANCE
 from tokenzoo.testing.inputs import cases, take_sample, tiny_inputs, words
-from tokenzoo.testing.models import FAMILIES, LAYERS, tiny_model
+from tokenzoo.testing.models import LAYERS, USUAL, tiny_model
 from tokenzoo.zoo.errors import reason
 
 BACKENDS = ("sdpa", "eager")
@@ -48,7 +48,7 @@ class CheckResult:
 
 def check_reducer(
     reducer: TokenReducer | type[TokenReducer],
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] = USUAL,
     backends: Sequence[str] = BACKENDS,
     progress: Callable[[str], None] = lambda where: None,
 ) -> list[Finding]:
@@ -58,7 +58,7 @@ def check_reducer(
 
 def check_all(
     reducer: TokenReducer | type[TokenReducer],
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] = USUAL,
     backends: Sequence[str] = BACKENDS,
     progress: Callable[[str], None] = lambda where: None,
 ) -> CheckResult:

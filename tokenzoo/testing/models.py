@@ -333,6 +333,8 @@ _BUILDERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "idefics2": ("idefics2", _idefics2),
 }
 FAMILIES = tuple(_BUILDERS)
+#: Those that differ most in what a method sees; a method is checked on them unless others are named.
+USUAL = ("llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3")
 #: The `config.model_type` of each.
 MODEL_TYPES = {family: model_type for family, (model_type, _) in _BUILDERS.items()}
 
