@@ -8,6 +8,9 @@ from functools import cache
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from tokenzoo import TokenReducer
+from tokenzoo.zoo.plugins import load_zoo
+
 WORDS = ["?", "what", "stands", "in", "picture", "a", "b", "c"]
 
 
@@ -23,3 +26,9 @@ def tiny_clip(vision_width: int = 32) -> str:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     return folder
+
+
+def build(method: str) -> list[TokenReducer]:
+    """The method with its defaults, and with what it cannot do without."""
+    (made,) = load_zoo().build(method).reducers
+    return [made.replace(text_tower=tiny_clip()) if "text_tower" in made.parameters else made]

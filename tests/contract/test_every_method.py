@@ -6,10 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from tiny_clip import tiny_clip
+from tiny_clip import build
 
 import tokenzoo
-from tokenzoo import TokenReducer, UnsupportedError
+from tokenzoo import UnsupportedError
 from tokenzoo.testing.check import BACKENDS, check_failure, check_full_retention, check_independence, tiny_case
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.inputs import cases_of
@@ -28,12 +28,6 @@ PIPELINES = [
     "random:position=keep+pdrop",
 ]
 RUNS = [(family, case, backend) for family in FAMILIES for case in cases_of(MODEL_TYPES[family]) for backend in BACKENDS]
-
-
-def build(method: str) -> list[TokenReducer]:
-    """The method with its defaults, and with what it cannot do without."""
-    (made,) = load_zoo().build(method).reducers
-    return [made.replace(text_tower=tiny_clip()) if "text_tower" in made.parameters else made]
 
 
 def _covering(method: int, family: int) -> tuple[str, str, str]:
