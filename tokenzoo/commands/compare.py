@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
+
+from tokenzoo.errors import UserError
 
 FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 
@@ -41,6 +44,8 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write every format and the plots there.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
+@click.option("--ray", "address", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Measure on a Ray cluster's machines.")
+@click.option("--gpus-per-worker", type=float, metavar="N", help="GPUs of each Ray worker: 1 (default), a share, or 0.")
 @click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
 def command(
     log_samples: Path | None,
@@ -50,6 +55,8 @@ def command(
     out: Path | None,
     store_path: Path | None,
     fresh: bool,
+    address: str | None,
+    gpus_per_worker: float | None,
     tracebacks: bool,
     **options: Any,
 ) -> int:
@@ -60,6 +67,8 @@ def command(
     """
     from tokenzoo.comparison.settings import from_options, read_config, write_config
 
+    if gpus_per_worker is not None and address is None:
+        raise UserError("--gpus-per-worker is for Ray workers. Pass --ray as well, or choose a GPU with --device.")
     given = {name: list(value) if name == "price" else value for name, value in options.items() if value not in (None, ())}
     settings = read_config(config, given) if config else from_options(given)
     if save_config:
@@ -69,7 +78,7 @@ def command(
     for folder in (out, log_samples):
         if folder:
             prepare_directory(folder)
-    comparison = _run(settings, store_path, fresh, tracebacks, log_samples)
+    comparison = _run(settings, store_path, fresh, tracebacks, log_samples, (address, gpus_per_worker))
     _print(comparison, form)
     if out:
         from tokenzoo.report.files import write_all
@@ -79,15 +88,32 @@ def command(
     return 1 if comparison.failed else 0
 
 
-def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool, log_samples: Path | None) -> Any:
+def _run(
+    settings: Any,
+    store_path: Path | None,
+    fresh: bool,
+    tracebacks: bool,
+    log_samples: Path | None,
+    ray: tuple[str | None, float | None],
+) -> Any:
     from tokenzoo.commands.progress import progress_bar
     from tokenzoo.comparison.store import Store
 
-    with Store(store_path) as store, progress_bar(store) as progress:
+    with Store(store_path) as store, progress_bar(store) as progress, contextlib.ExitStack() as stack:
         from tokenzoo.comparison.compare import compare
 
+        cluster = None if ray[0] is None else stack.enter_context(_cluster(*ray))
         on_failure = _print_traceback if tracebacks else lambda text: None
-        return compare(settings, store, progress, fresh, on_failure, log_samples)
+        comparison = compare(settings, store, progress, fresh, on_failure, log_samples, cluster)
+    for line in cluster.summary() if cluster is not None else ():
+        click.echo(line, err=True)
+    return comparison
+
+
+def _cluster(address: str | None, gpus_per_worker: float | None) -> Any:
+    from tokenzoo.comparison.cluster import Cluster
+
+    return Cluster(address or None, gpus_per_worker)
 
 
 def _print_traceback(text: str) -> None:

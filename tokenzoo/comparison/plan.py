@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from tokenzoo.bench.local import LocalTask
 from tokenzoo.bench.task import Task
@@ -21,7 +21,14 @@ EMBEDDED_FOR: dict[str, Kind] = {"embedded:llava": "image", "embedded:onevision"
 GROUPS = ("all", "image", "video")
 
 
-class Models:
+class Models(Protocol):
+    """Where a comparison gets its models from."""
+
+    def load(self, name: str) -> Checkpoint:
+        """Return a model; raises UserError where it cannot be loaded."""
+
+
+class LoadedModels:
     """Loads models as they are asked for and holds one at a time: two may not fit."""
 
     def __init__(self, settings: Settings) -> None:
@@ -29,7 +36,6 @@ class Models:
         self._settings = settings
 
     def load(self, name: str) -> Checkpoint:
-        """Return a model; raises UserError where it cannot be loaded."""
         if name not in self._held:
             self._held.clear()
             options = self._settings
@@ -78,10 +84,10 @@ def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
     return list(chosen.values())
 
 
-def plan_sections(settings: Settings, tasks: Sequence[Task]) -> list[SectionPlan]:
+def plan_sections(settings: Settings, tasks: Sequence[Task], models: Models | None = None) -> list[SectionPlan]:
     """Say which models get which tasks, from their configs. Raises UserError where a task has no model, or a model no task."""
     sections: list[SectionPlan] = []
-    models = Models(settings)
+    models = models or LoadedModels(settings)
     for name in settings.model:
         if name == EMBEDDED:
             for model, kind in EMBEDDED_FOR.items():
