@@ -16,7 +16,7 @@ from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.store import Store
 from tokenzoo.comparison.work import AccuracyWork, TimingWork, piece_identity
 from tokenzoo.comparison.worker import Failure, Place
-from tokenzoo.models import load
+from tokenzoo.models.checkpoint import load
 from tokenzoo.zoo.plugins import load_zoo
 
 

@@ -37,23 +37,39 @@ def accuracy_part(
 
     `records` are the different ones, and `record_of` says which of them each question has.
     """
-    architecture = architecture_of(checkpoint.model)
     answers: list[dict[str, Any]] = []
-    records: list[Record] = []
-    known: dict[tuple, Record] = {}
+    recorder = Recorder(checkpoint, method)
     with tokenzoo.apply(checkpoint.model, method, tokenizer=checkpoint.tokenizer) as run:
         for batch in batches(checkpoint, questions, batch_size):
             run.questions = [question.prompt for question in batch]
             answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size, max_new_tokens)]
-            records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), known)
+            recorder.add(run.trace)
             if on_batch is not None:
                 on_batch(len(batch))
-    places = {id(record): place for place, record in enumerate(known.values())}
-    return {
-        "answers": answers,
-        "records": [asdict(record) for record in known.values()],
-        "record_of": [places[id(record)] for record in records],
-    }
+    return {"answers": answers, **recorder.part()}
+
+
+class Recorder:
+    """Keeps what the traces of a method's runs say; runs with the same counts share one record."""
+
+    def __init__(self, checkpoint: Checkpoint, method: Pipeline) -> None:
+        self.method = method
+        self.architecture = architecture_of(checkpoint.model)
+        self.width = WIDTHS.get(checkpoint.model.dtype, "float32")
+        self.records: list[Record] = []
+        self.known: dict[tuple, Record] = {}
+
+    def add(self, trace: Trace) -> None:
+        """Record each sample of a batch's run, in order."""
+        self.records += _records(trace, self.architecture, self.method, self.width, self.known)
+
+    def part(self) -> dict[str, Any]:
+        """The different records, and which of them each question has."""
+        places = {id(record): place for place, record in enumerate(self.known.values())}
+        return {
+            "records": [asdict(record) for record in self.known.values()],
+            "record_of": [places[id(record)] for record in self.records],
+        }
 
 
 def accuracy_cell(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

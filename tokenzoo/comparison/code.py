@@ -28,6 +28,11 @@ def running_code() -> str:
     return _digest(files)
 
 
+def benchmark_code() -> str:
+    """A digest of the code that hands a benchmark's questions to a model."""
+    return _digest((_OWN / "lmms").rglob("*.py"))
+
+
 def code_of(cls: type) -> str:
     """A digest of all code behind a class that tokenzoo does not hold itself.
 

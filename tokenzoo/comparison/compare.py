@@ -23,6 +23,7 @@ from tokenzoo.bench.timing import MethodError
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.budgets import CALIBRATION, budget_of, check_budgets
 from tokenzoo.comparison.candidates import Candidate, as_published, at_retentions, methods_of, within
+from tokenzoo.comparison.code import benchmark_code
 from tokenzoo.comparison.identity import Questions, accuracy_identity, environment_of, timing_identity
 from tokenzoo.comparison.plan import SectionPlan, left_out, plan_sections, tasks_of
 from tokenzoo.comparison.pricing import Target
@@ -31,8 +32,9 @@ from tokenzoo.comparison.samples import write_samples
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.store import Store, StoreError
 from tokenzoo.comparison.summary import Measured, published_of, rows_of, terms_of, warnings_of
-from tokenzoo.comparison.work import AccuracyWork, TimingWork, Work
+from tokenzoo.comparison.work import AccuracyWork, BenchmarkWork, TimingWork, Work
 from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.lmms.benchmark import Benchmark
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint, knows
 from tokenzoo.models.question import Question
@@ -224,7 +226,7 @@ def finish_section(section: BegunSection, targets: Sequence[Target], runner: Run
         terms=terms,
         warnings=warnings_of(plan.tasks, measured, rows),
         equal_cost=equal,
-        questions=sum(len(asked) for asked in questions.values()),
+        questions=sum(asked.total for asked in questions.values()),
         chance={task.name: task.chance for task in plan.tasks if task.chance},
         timed_on=_timed_on(timed_task, measured) if settings.timing else "",
         published=published_of(runner.zoo, [row.method for row in rows], plan.kind) if settings.with_published else [],
@@ -237,11 +239,16 @@ def _timed_on(task: str, measured: Sequence[Measured]) -> str:
     return f"Timed on one question of '{task}', batch size 1{where}."
 
 
-def accuracy_work(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questions, settings: Settings) -> AccuracyWork:
+def accuracy_work(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questions, settings: Settings) -> Work:
     """The work that makes an accuracy cell."""
     size, longest = settings.batch_size, settings.max_new_tokens
-    identity = accuracy_identity(checkpoint, method, task, asked, settings.seed, size, longest)
-    return AccuracyWork(checkpoint.name, identity, len(asked), str(method), asked, size, longest)
+    if asked.benchmark is None:
+        identity = accuracy_identity(checkpoint, method, task, asked, settings.seed, size, longest)
+        return AccuracyWork(checkpoint.name, identity, len(asked), str(method), asked, size, longest)
+    identity = accuracy_identity(checkpoint, method, task, asked, 0, size, 0)
+    identity |= {"questions": asked.total, "limit": settings.limit}
+    identity |= {"benchmark": asked.benchmark.identity(), "benchmark_code": benchmark_code()}
+    return BenchmarkWork(checkpoint.name, identity, asked.total, str(method), task, settings.limit, asked.benchmark.frames, size)
 
 
 def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questions, runner: Runner) -> dict[str, Any]:
@@ -251,7 +258,11 @@ def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questio
 
 def questions_of(task: Task, settings: Settings, plan: SectionPlan) -> Questions:
     """A task's questions; raises UserError where there are none, or the model cannot see one's video."""
-    asked = Questions(task.questions(settings.limit, settings.seed), task)
+    if isinstance(task, Benchmark):
+        asked = Questions(task.questions(min(settings.limit, CALIBRATION), settings.seed), task)
+        asked.total = task.count(settings.limit)
+    else:
+        asked = Questions(task.questions(settings.limit, settings.seed), task)
     if not asked:
         raise UserError(f"Task '{task.name}' has no questions. Give it some, or leave it out of --tasks.")
     unseen = next((question for question in asked if question.video), None) if not plan.takes_videos else None

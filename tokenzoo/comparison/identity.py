@@ -17,6 +17,7 @@ from tokenzoo.bench.evaluate import MAX_NEW_TOKENS
 from tokenzoo.bench.task import Task
 from tokenzoo.bench.timing import environment
 from tokenzoo.comparison.code import code_of, running_code
+from tokenzoo.lmms.benchmark import Benchmark
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint
 from tokenzoo.models.files import folder_digest
@@ -26,7 +27,8 @@ from tokenzoo.models.question import Question
 class Questions(list[Question]):
     """Questions as they are asked, with a digest of them, of their pictures' pixels and of the task's code.
 
-    Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured.
+    Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured. `total` is
+    how many will be asked: more than are here where a benchmark asks them itself.
     """
 
     def __init__(self, questions: Iterable[Question] = (), task: Task | None = None) -> None:
@@ -38,6 +40,8 @@ class Questions(list[Question]):
                 digest.update(repr((picture.size, picture.mode)).encode())
                 digest.update(picture.tobytes())
         self.digest = digest.hexdigest()[:16]
+        self.benchmark = task if isinstance(task, Benchmark) else None
+        self.total = len(self)
 
 
 def accuracy_identity(

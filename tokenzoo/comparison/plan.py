@@ -11,6 +11,7 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
+from tokenzoo.lmms.benchmark import PREFIX, Benchmark
 from tokenzoo.models.checkpoint import CHECKPOINTS, Checkpoint, load, takes_videos
 from tokenzoo.paths import is_folder
 from tokenzoo.zoo.plugins import Zoo
@@ -64,11 +65,14 @@ class SectionPlan:
 
 
 def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
-    """The tasks of these names: a task, `image`, `video` or `all` built-in ones, or a folder with questions.jsonl."""
+    """The tasks of these names: a task, `image`, `video` or `all` built-in ones, a folder with questions.jsonl, or a
+    benchmark of lmms-eval (`lmms:pope`)."""
     known: dict[str, Task] = {task.name: task for task in (*builtin_tasks(), *zoo.tasks())}
     chosen: dict[str, Task] = {}
     for name in names:
-        if name in GROUPS:
+        if name.startswith(PREFIX):
+            found: list[Task] = [Benchmark(name, frames)]
+        elif name in GROUPS:
             found = [task for task in known.values() if name in ("all", task.modality)]
         elif name in known:
             found = [known[name]]

@@ -15,7 +15,9 @@ from tokenzoo.bench.evaluate import batches
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.identity import code_facts, environment_of, model_facts
 from tokenzoo.errors import FailedError
+from tokenzoo.lmms.benchmark import Benchmark, evaluate
 from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.trace import Trace
 from tokenzoo.models.checkpoint import Checkpoint
 from tokenzoo.models.question import Question
 from tokenzoo.zoo.plugins import load_zoo
@@ -92,6 +94,36 @@ class AccuracyWork(Work):
 
     def join(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return cells.accuracy_cell(results)
+
+
+@dataclass(frozen=True)
+class BenchmarkWork(Work):
+    """One method on one benchmark, evaluated by lmms-eval; it is not cut, since its scores are not of single questions."""
+
+    method: str = ""
+    benchmark: str = ""
+    limit: int = 1
+    frames: int = 1
+    batch_size: int = 1
+
+    def methods(self) -> list[Pipeline]:
+        return [load_zoo().build(self.method)]
+
+    def do(self, checkpoint: Checkpoint, advance: Advance) -> dict[str, Any]:
+        (method,) = self.methods()
+        recorder = cells.Recorder(checkpoint, method)
+
+        def watch(trace: Trace, samples: int) -> None:
+            recorder.add(trace)
+            advance(samples)
+
+        benchmark = Benchmark(self.benchmark, self.frames)
+        return {**evaluate(benchmark, checkpoint, method, self.limit, self.batch_size, watch), **recorder.part()}
+
+    def join(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        (result,) = results
+        told = {name: value for name, value in result.items() if name not in ("records", "record_of")}
+        return {**told, **cells.accuracy_cell(results)}
 
 
 @dataclass(frozen=True)
