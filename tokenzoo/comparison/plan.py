@@ -11,7 +11,8 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.lmms.benchmark import PREFIX, Benchmark
+from tokenzoo.lmms.benchmark import Benchmark
+from tokenzoo.lmms.known import PREFIX
 from tokenzoo.models.checkpoint import CHECKPOINTS, Checkpoint, load, takes_videos
 from tokenzoo.paths import is_folder
 from tokenzoo.zoo.plugins import Zoo

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
+import inspect
 import io
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tokenzoo.bench.task import Prediction, Task
 from tokenzoo.errors import FailedError, UserError
-from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.method.trace import Trace
-from tokenzoo.models.checkpoint import Checkpoint
+from tokenzoo.lmms.known import PREFIX, known_benchmarks
 from tokenzoo.models.question import Question
 
-PREFIX = "lmms:"
-#: The metric that papers print, where it is not the first that the benchmark lists.
-PRINTED = {"pope": "pope_f1_score"}
+if TYPE_CHECKING:
+    from tokenzoo.method.pipeline import Pipeline
+    from tokenzoo.method.trace import Trace
+    from tokenzoo.models.checkpoint import Checkpoint
+
 #: Bootstrap samples of a standard error, and their seed.
 RESAMPLES, SEED = 200, 0
+#: Where a benchmark's record of one answer says what it counts, and which two entries are equal where it is right.
+SCORES = ("score", "correct")
+PAIRS = (("pred_answer", "answer"), ("pred_id", "answer_id"), ("pred", "ground_truth"))
 
 
 class Benchmark(Task):
@@ -39,13 +46,9 @@ class Benchmark(Task):
     def __init__(self, name: str, frames: int = 8) -> None:
         self.name, self.frames = name, frames
         self.task_name, self.folder = _located(name.removeprefix(PREFIX))
-        known = manager(self.folder).all_tasks
-        if self.task_name not in known:
-            import difflib
-
-            close = difflib.get_close_matches(self.task_name, known, n=3)
-            hint = f"Did you mean {' or '.join(f'{PREFIX}{one}' for one in close)}? " if close else ""
-            raise UserError(f"lmms-eval has no benchmark '{self.task_name}'. {hint}Run 'lmms-eval --tasks list'.")
+        self.known = known_benchmarks().get(self.task_name) if self.folder is None else None
+        if self.known is None:
+            _check(self.task_name, self.folder)
 
     @cached_property
     def leaves(self) -> dict[str, Any]:
@@ -60,18 +63,16 @@ class Benchmark(Task):
 
     @cached_property
     def modality(self) -> Literal["image", "video"]:  # type: ignore[override]
+        if self.known is not None:
+            return self.known.kind
         return "video" if next(self.questions(1)).video else "image"
-
-    @cached_property
-    def size(self) -> int:
-        """How many questions there are."""
-        return sum(len(task.eval_docs) for task in self.leaves.values())
 
     @property
     def metric_name(self) -> str:
         """The metric that stands in a table."""
-        first = next(iter(self.leaves.values()))
-        return PRINTED.get(self.task_name) or next(iter(first.aggregation()))
+        if self.known is not None:
+            return self.known.metric
+        return next(iter(next(iter(self.leaves.values())).aggregation()))
 
     def count(self, limit: int) -> int:
         """How many questions an evaluation with this limit asks: lmms-eval takes so many of each member of a group."""
@@ -123,10 +124,11 @@ def evaluate(
     from tokenzoo.lmms.model import Tokenzoo
 
     model = Tokenzoo(method=method, batch_size=batch_size, frames=benchmark.frames, checkpoint=checkpoint, watch=watch)
-    with quiet():
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        told = argparse.Namespace(output_path=folder, process_with_media=True)  # where some benchmarks write what a server scores
         found = simple_evaluate(
             model=model, tasks=[benchmark.task_name], limit=limit, task_manager=manager(benchmark.folder),
-            bootstrap_iters=0, process_docs_parallel=1, log_samples=True,
+            bootstrap_iters=0, process_docs_parallel=1, log_samples=True, cli_args=told,
         )  # fmt: skip
     if found is None:
         raise FailedError(f"lmms-eval returned no result for '{benchmark.task_name}'.")
@@ -153,9 +155,10 @@ def _prediction(task: str, sample: dict[str, Any], metrics: Sequence[str]) -> Pr
 
 
 def score_of(told: Any) -> float | None:
-    """What a benchmark gives one answer, 0 to 1: a number, or the `score` of a record; None where it says none."""
+    """What a benchmark gives one answer, 0 to 1: a number, or a record that has it; None where it says none."""
     if isinstance(told, dict):
-        told = told.get("score")
+        right = next((told[answer] == told[expected] for answer, expected in PAIRS if answer in told and expected in told), None)
+        told = next((told[name] for name in SCORES if name in told), right)
     if isinstance(told, (bool, int, float)) and 0 <= told <= 1:
         return float(told)
     return None
@@ -170,7 +173,7 @@ def _metrics(benchmark: Benchmark, found: dict[str, Any]) -> dict[str, Metric]:
     for name, task in benchmark.leaves.items():
         for metric, value in _numbers(found["results"].get(name, {})).items():
             items = [sample[metric] for sample in found["samples"][name] if metric in sample]
-            parts.setdefault(metric, []).append((len(items), value, _error(task.aggregation()[metric], items)))
+            parts.setdefault(metric, []).append((len(items), value, _error(task.aggregation()[metric], items, value)))
     metrics = {}
     for metric, listed in parts.items():
         total = sum(count for count, _, _ in listed)
@@ -191,21 +194,39 @@ def _numbers(results: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _error(aggregate: Callable[[list[Any]], Any], items: list[Any]) -> float | None:
-    """The bootstrap standard error of an aggregation; None where it does not take every choice of items (MME's wants pairs)."""
+def _error(aggregate: Callable[..., Any], items: list[Any], value: float) -> float | None:
+    """The standard error of an aggregation: of the mean where it is one, else by bootstrap.
+
+    None where neither can be: MME's wants pairs of items, and one that takes `args` writes files or asks a server.
+    """
+    scores = [score_of(item) for item in items]
+    given = [score for score in scores if score is not None]
+    if len(given) == len(items) > 1:
+        for scale in (1, 100):
+            if math.isclose(scale * sum(given) / len(given), value, abs_tol=1e-9):
+                return scale * float(np.std(given, ddof=1)) / math.sqrt(len(given))
+    if "args" in inspect.signature(aggregate).parameters:
+        return None
     generator = np.random.default_rng(SEED)
     try:
         with quiet():
-            drawn = [
-                aggregate([items[index] for index in generator.integers(len(items), size=len(items))]) for _ in range(RESAMPLES)
-            ]
-        return float(np.std(drawn, ddof=1))
+            chosen = generator.integers(len(items), size=(RESAMPLES, len(items)))
+            return float(np.std([aggregate([items[index] for index in row]) for row in chosen], ddof=1))
     except Exception:  # an aggregation is the benchmark's own code and may raise anything
         return None
 
 
 def _prompt(sample: dict[str, Any]) -> str:
     return next((one for one in sample["arguments"] if isinstance(one, str)), "")
+
+
+def _check(name: str, folder: str | None) -> None:
+    """Raise UserError where lmms-eval knows no benchmark of this name."""
+    known = manager(folder).all_tasks
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"Did you mean {' or '.join(f'{PREFIX}{one}' for one in close)}? " if close else ""
+        raise UserError(f"lmms-eval has no benchmark '{name}'. {hint}Run 'lmms-eval --tasks list'.")
 
 
 @cache
@@ -244,8 +265,6 @@ def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def _code(value: Any) -> str:
     """A function in a config, by its code; anything else as text."""
-    import inspect
-
     try:
         return inspect.getsource(value)
     except (TypeError, OSError):
