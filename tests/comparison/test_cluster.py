@@ -18,11 +18,11 @@ from tokenzoo.comparison.store import Store
 
 pytestmark = pytest.mark.ray
 
-#: Six methods and three baselines on both models; pieces of two questions make two of each cell.
+#: Six methods and three baselines, pictures on the one model and videos on the other; pieces of one question, two to a cell.
 METHODS = "aim,fastv,pdrop,vtw,prumerge,uniform"
-OPTIONS = {"model": "embedded:llava,embedded:onevision", "tasks": "attribute,order", "limit": 4, "batch_size": 2}
+OPTIONS = {"model": "embedded", "tasks": "attribute,order", "limit": 2, "batch_size": 1}
 SETTINGS = Settings(methods=METHODS, as_published=True, timing=False, **OPTIONS)
-CELLS = 3 * 9
+CELLS = 2 * 9
 COMMAND = [sys.executable, "-m", "tokenzoo", "compare", "--methods", METHODS, "--as-published", "--no-timing", "--format", "json"]
 COMMAND += [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -55,7 +55,7 @@ def results(store):
 def run(address, store, progress=None, **options):
     from tokenzoo.comparison.cluster import Cluster
 
-    with Cluster(address, piece=2) as cluster:
+    with Cluster(address, piece=1) as cluster:
         return compare(SETTINGS, store, progress, cluster=cluster, **options), cluster
 
 
@@ -80,7 +80,7 @@ class Killer(Silent):
 
     def advance(self, steps):
         self.steps += steps
-        if self.steps >= 8 and self.killed is None:
+        if self.steps >= 4 and self.killed is None:
             busy = [hand for hand in self.cluster.hands.values() if hand.piece is not None and hand.place is not None]
             if busy:
                 self.killed = busy[0].place.pid
@@ -91,7 +91,7 @@ def test_a_dead_workers_piece_is_done_by_another(address, alone, tmp_path):
     from tokenzoo.comparison.cluster import Cluster
 
     killer = Killer()
-    with Store(tmp_path / "results.sqlite") as store, Cluster(address, piece=2) as cluster:
+    with Store(tmp_path / "results.sqlite") as store, Cluster(address, piece=1) as cluster:
         killer.cluster = cluster
         assert plain(compare(SETTINGS, store, killer, cluster=cluster)) == alone[0]
         assert results(store) == alone[1]
