@@ -187,6 +187,18 @@ def test_a_benchmarks_own_metric_and_its_error_stand_in_the_table(both):
     )
 
 
+def test_parts_make_the_scores_of_the_whole(both, made):
+    from tokenzoo.comparison.work import BenchmarkWork
+
+    (whole,) = [cell for cell in both[1]["theirs"] if "yesno" in cell.task and cell.method == METHOD]
+    checkpoint = load("embedded:llava")
+    work = BenchmarkWork("embedded:llava", whole.identity, COUNT, METHOD, whole.task, 8, 4, [("yesno", 0, COUNT)])
+    pieces = work.pieces(checkpoint, 6)
+    assert [piece.spans for piece in pieces] == [[("yesno", start, start + 4)] for start in range(0, COUNT, 4)]
+    parts = [json.loads(json.dumps(piece.do(checkpoint, lambda steps: None))) for piece in pieces]
+    assert json.loads(json.dumps(work.join(parts))) == whole.result
+
+
 def test_every_sample_is_kept_with_its_metrics(both):
     written = sorted(both[2].glob("*yesno*.jsonl"))[0].read_text().splitlines()
     lines = [json.loads(line) for line in written]
@@ -271,6 +283,25 @@ def test_what_it_cannot_be_shown_is_refused(model):
 
     with pytest.raises(UserError, match="shows dict: only pictures, or one video"):
         question_of("t/0", "?", [{"array": []}], 8)
+
+
+def test_lmms_eval_has_the_benchmarks_of_the_tables():
+    from lmms_eval.utils import load_yaml_config
+
+    from tokenzoo.comparison.settings import read_config, shipped_configs
+    from tokenzoo.lmms.benchmark import manager
+    from tokenzoo.lmms.known import known_benchmarks
+
+    index = manager(None).task_index
+    assert {
+        name.removeprefix("lmms:") for path in shipped_configs().values() for name in read_config(path, {}).tasks
+    } <= index.keys()
+    for name, known in known_benchmarks().items():
+        config = load_yaml_config(index[name]["yaml_path"], mode="simple")
+        member = config["task"][0] if isinstance(config.get("task"), list) else name
+        config = load_yaml_config(index[member]["yaml_path"], mode="full")
+        assert config["dataset_path"] == known.data
+        assert known.metric in {listed["metric"] for listed in config["metric_list"]}
 
 
 def test_unknown_benchmarks_are_named():

@@ -248,7 +248,8 @@ def accuracy_work(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Qu
     identity = accuracy_identity(checkpoint, method, task, asked, 0, size, 0)
     identity |= {"questions": asked.total, "limit": settings.limit}
     identity |= {"benchmark": asked.benchmark.identity(), "benchmark_code": benchmark_code()}
-    return BenchmarkWork(checkpoint.name, identity, asked.total, str(method), task, settings.limit, asked.benchmark.frames, size)
+    spans = [(name, 0, count) for name, count in asked.benchmark.counts(settings.limit).items()]
+    return BenchmarkWork(checkpoint.name, identity, asked.total, str(method), task, asked.benchmark.frames, size, spans)
 
 
 def accuracy(checkpoint: Checkpoint, method: Pipeline, task: str, asked: Questions, runner: Runner) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def questions_of(task: Task, settings: Settings, plan: SectionPlan) -> Questions
     """A task's questions; raises UserError where there are none, or the model cannot see one's video."""
     if isinstance(task, Benchmark):
         asked = Questions(task.questions(min(settings.limit, CALIBRATION), settings.seed), task)
-        asked.total = task.count(settings.limit)
+        asked.total = sum(task.counts(settings.limit).values())
     else:
         asked = Questions(task.questions(settings.limit, settings.seed), task)
     if not asked:

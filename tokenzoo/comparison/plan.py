@@ -11,7 +11,7 @@ from tokenzoo.bench.task import Task
 from tokenzoo.bench.tasks import builtin_tasks
 from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.lmms.benchmark import Benchmark
+from tokenzoo.lmms.benchmark import benchmark_of
 from tokenzoo.lmms.known import PREFIX
 from tokenzoo.models.checkpoint import CHECKPOINTS, Checkpoint, load, takes_videos
 from tokenzoo.paths import is_folder
@@ -72,7 +72,7 @@ def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
     chosen: dict[str, Task] = {}
     for name in names:
         if name.startswith(PREFIX):
-            found: list[Task] = [Benchmark(name, frames)]
+            found: list[Task] = [benchmark_of(name, frames)]
         elif name in GROUPS:
             found = [task for task in known.values() if name in ("all", task.modality)]
         elif name in known:

@@ -15,7 +15,7 @@ from tokenzoo.bench.evaluate import batches
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.identity import code_facts, environment_of, model_facts
 from tokenzoo.errors import FailedError
-from tokenzoo.lmms.benchmark import Benchmark, evaluate
+from tokenzoo.lmms.benchmark import answer, benchmark_of, scored
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.trace import Trace
 from tokenzoo.models.checkpoint import Checkpoint
@@ -98,13 +98,13 @@ class AccuracyWork(Work):
 
 @dataclass(frozen=True)
 class BenchmarkWork(Work):
-    """One method on one benchmark, evaluated by lmms-eval; it is not cut, since its scores are not of single questions."""
+    """One method on one benchmark of lmms-eval; `spans` are the questions of each of its tasks, as first and last but one."""
 
     method: str = ""
     benchmark: str = ""
-    limit: int = 1
     frames: int = 1
     batch_size: int = 1
+    spans: Sequence[tuple[str, int, int]] = ()
 
     def methods(self) -> list[Pipeline]:
         return [load_zoo().build(self.method)]
@@ -117,13 +117,25 @@ class BenchmarkWork(Work):
             recorder.add(trace)
             advance(samples)
 
-        benchmark = Benchmark(self.benchmark, self.frames)
-        return {**evaluate(benchmark, checkpoint, method, self.limit, self.batch_size, watch), **recorder.part()}
+        benchmark = benchmark_of(self.benchmark, self.frames)
+        samples = [
+            [task, answer(benchmark, task, (start, stop), checkpoint, method, self.batch_size, watch)]
+            for task, start, stop in self.spans
+        ]
+        return {"samples": samples, **recorder.part()}
+
+    def pieces(self, checkpoint: Checkpoint, size: int) -> list[Work]:
+        """Cut at multiples of whole batches; questions have the same neighbours then, unless their pictures' counts differ."""
+        step = max(size // self.batch_size, 1) * self.batch_size
+        cut = [(task, first, min(first + step, stop)) for task, start, stop in self.spans for first in range(start, stop, step)]
+        return [replace(self, spans=[span], steps=span[2] - span[1]) for span in cut]
 
     def join(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        (result,) = results
-        told = {name: value for name, value in result.items() if name not in ("records", "record_of")}
-        return {**told, **cells.accuracy_cell(results)}
+        samples: dict[str, list[dict[str, Any]]] = {task: [] for task, _, _ in self.spans}
+        for task, told in (entry for result in results for entry in result["samples"]):
+            samples[task] += told
+        cell = scored(benchmark_of(self.benchmark, self.frames), samples)
+        return {**cells.accuracy_cell([{**result, "answers": []} for result in results]), **cell}
 
 
 @dataclass(frozen=True)

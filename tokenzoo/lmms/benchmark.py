@@ -1,4 +1,8 @@
-"""A benchmark of lmms-eval as a task: its questions, and an evaluation by lmms-eval itself with a method at work."""
+"""A benchmark of lmms-eval as a task: its questions, its scores of answers, and the metrics that it makes of them.
+
+lmms-eval's task objects build the requests, filter and score the answers and aggregate the scores. What is ours is the order:
+a part of a benchmark can be answered by itself, and parts make the same metrics as the whole.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokenzoo.bench.task import Prediction, Task
-from tokenzoo.errors import FailedError, UserError
+from tokenzoo.errors import UserError
 from tokenzoo.lmms.known import PREFIX, known_benchmarks
 from tokenzoo.models.question import Question
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Bootstrap samples of a standard error, and their seed.
 RESAMPLES, SEED = 200, 0
+#: A metric that is no number: answers for a server. lmms-eval would send EgoSchema's there; nothing is sent from here.
+SUBMISSION = "submission"
 #: Where a benchmark's record of one answer says what it counts, and which two entries are equal where it is right.
 SCORES = ("score", "correct")
 PAIRS = (("pred_answer", "answer"), ("pred_id", "answer_id"), ("pred", "ground_truth"))
@@ -57,7 +63,10 @@ class Benchmark(Task):
 
         try:
             with quiet():
-                return dict(_flat(get_task_dict([self.task_name], manager(self.folder), "simple")))
+                leaves = dict(_flat(get_task_dict([self.task_name], manager(self.folder), "simple")))
+                for task in leaves.values():
+                    task.set_config(key="num_fewshot", value=task.get_config("num_fewshot") or 0)
+                return leaves
         except Exception as error:
             raise UserError(f"Cannot load the benchmark '{self.task_name}': {_line(error)}") from error
 
@@ -74,9 +83,9 @@ class Benchmark(Task):
             return self.known.metric
         return next(iter(next(iter(self.leaves.values())).aggregation()))
 
-    def count(self, limit: int) -> int:
-        """How many questions an evaluation with this limit asks: lmms-eval takes so many of each member of a group."""
-        return sum(min(limit, len(task.eval_docs)) for task in self.leaves.values())
+    def counts(self, limit: int) -> dict[str, int]:
+        """How many questions are asked with this limit: as lmms-eval does, so many of each member of a group."""
+        return {name: min(limit, len(task.eval_docs)) for name, task in self.leaves.items()}
 
     def questions(self, limit: int, seed: int = 0) -> Iterator[Question]:
         """The first questions, to time and to set methods on; the right answer is lmms-eval's business and is left out."""
@@ -110,48 +119,80 @@ class Metric:
     error: float | None
 
 
-def evaluate(
+@cache
+def benchmark_of(name: str, frames: int) -> Benchmark:
+    """The benchmark, with its data loaded once in a process."""
+    return Benchmark(name, frames)
+
+
+def answer(
     benchmark: Benchmark,
+    leaf: str,
+    span: tuple[int, int],
     checkpoint: Checkpoint,
     method: Pipeline,
-    limit: int,
     batch_size: int,
     watch: Callable[[Trace, int], None],
-) -> dict[str, Any]:
-    """lmms-eval's own evaluation: `answers`, each sample with its prompt and metrics, and the metrics of the whole."""
-    from lmms_eval.evaluator import simple_evaluate
-
+) -> list[dict[str, Any]]:
+    """Ask the questions `span` of one task: for each its prompt, answer and expected answer, and what metrics make of it."""
     from tokenzoo.lmms.model import Tokenzoo
 
+    task = benchmark.leaves[leaf]
+    start, stop = span
     model = Tokenzoo(method=method, batch_size=batch_size, frames=benchmark.frames, checkpoint=checkpoint, watch=watch)
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        told = argparse.Namespace(output_path=folder, process_with_media=True)  # where some benchmarks write what a server scores
-        found = simple_evaluate(
-            model=model, tasks=[benchmark.task_name], limit=limit, task_manager=manager(benchmark.folder),
-            bootstrap_iters=0, process_docs_parallel=1, log_samples=True, cli_args=told,
-        )  # fmt: skip
-    if found is None:
-        raise FailedError(f"lmms-eval returned no result for '{benchmark.task_name}'.")
-    answers, samples = [], []
-    for name, task in benchmark.leaves.items():
-        metrics = list(task.aggregation())
-        for sample in found["samples"][name]:
-            answers.append(asdict(_prediction(name, sample, [benchmark.metric_name, *metrics])))
-            scores = {metric: sample[metric] for metric in metrics if metric in sample}
-            samples.append(json.loads(json.dumps({"prompt": _prompt(sample), "metrics": scores}, default=str)))
+    model.task_dict[leaf] = task.dataset
+    with quiet():
+        task.build_all_requests(limit=stop - start, offset=start)
+        asked: dict[str, list[Any]] = {}
+        for request in task.instances:
+            asked.setdefault(request.request_type, []).extend([request] * request.repeats)
+        for kind, requests in asked.items():
+            for request, told in zip(requests, getattr(model, kind)(requests), strict=True):
+                request.resps.append(told)
+        task.apply_filters()
+        return list(_samples(task, start, stop))
+
+
+def _samples(task: Any, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Each document's answer, scored by the task."""
+    of_document: dict[Any, list[Any]] = {}
+    for request in sorted(task.instances, key=lambda request: request.idx):
+        of_document.setdefault(request.doc_id, []).append(request)
+    for number, document in task.doc_iterator(limit=stop - start, offset=start):
+        requests = of_document[number]
+        chosen = next(iter(requests[0].filtered_resps))
+        told = [request.filtered_resps[chosen] for request in requests]
+        metrics = task.process_results(document, told)
+        yield {
+            "number": number,
+            "prompt": next((one for one in requests[0].args if isinstance(one, str)), ""),
+            "answer": str(told[0]).strip(),
+            "expected": str(task.doc_to_target(document)),
+            "metrics": json.loads(
+                json.dumps({name: metrics[name] for name in task.aggregation() if name in metrics}, default=str)
+            ),
+        }
+
+
+def scored(benchmark: Benchmark, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The cell that all samples make, by task: answers with their scores, and the metrics of the whole."""
+    answers = [
+        asdict(_prediction(name, sample, [benchmark.metric_name, *benchmark.leaves[name].aggregation()]))
+        for name, listed in samples.items()
+        for sample in listed
+    ]
     return {
         "answers": answers,
-        "samples": samples,
+        "samples": [{name: sample[name] for name in ("prompt", "metrics")} for listed in samples.values() for sample in listed],
         "metric": benchmark.metric_name,
-        "metrics": {name: asdict(one) for name, one in _metrics(benchmark, found).items()},
+        "metrics": {name: asdict(one) for name, one in _metrics(benchmark, samples).items()},
         "scored": all(answer["score"] is not None for answer in answers),
     }
 
 
 def _prediction(task: str, sample: dict[str, Any], metrics: Sequence[str]) -> Prediction:
-    answer = sample["filtered_resps"][0] if sample["filtered_resps"] else ""
-    score = score_of(next((sample[metric] for metric in metrics if metric in sample), None))
-    return Prediction(f"{task}/{sample['doc_id']}", str(answer).strip(), score == 1, str(sample["target"]), score=score)
+    score = score_of(next((sample["metrics"][name] for name in metrics if name in sample["metrics"]), None))
+    return Prediction(f"{task}/{sample['number']}", sample["answer"], score == 1, sample["expected"], score=score)
 
 
 def score_of(told: Any) -> float | None:
@@ -164,40 +205,40 @@ def score_of(told: Any) -> float | None:
     return None
 
 
-def _metrics(benchmark: Benchmark, found: dict[str, Any]) -> dict[str, Metric]:
-    """The whole benchmark's metrics; a group that lmms-eval gives none of its own has the mean over its questions."""
-    own = _numbers(found["results"].get(benchmark.task_name, {})) or _numbers(
-        found.get("groups", {}).get(benchmark.task_name, {})
-    )
-    parts: dict[str, list[tuple[int, float, float | None]]] = {}
+def _metrics(benchmark: Benchmark, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Metric]:
+    """The whole benchmark's metrics; a group's are the means of its tasks', each as often as it has questions."""
+    parts: dict[str, list[tuple[int, Metric]]] = {}
     for name, task in benchmark.leaves.items():
-        for metric, value in _numbers(found["results"].get(name, {})).items():
-            items = [sample[metric] for sample in found["samples"][name] if metric in sample]
-            parts.setdefault(metric, []).append((len(items), value, _error(task.aggregation()[metric], items, value)))
+        for metric, aggregate in task.aggregation().items():
+            items = [sample["metrics"][metric] for sample in samples[name] if metric in sample["metrics"]]
+            if items and metric != SUBMISSION:
+                found = _aggregated(aggregate, items)
+                if found is not None:
+                    parts.setdefault(metric, []).append((len(items), found))
     metrics = {}
     for metric, listed in parts.items():
-        total = sum(count for count, _, _ in listed)
-        mean = sum(count * value for count, value, _ in listed) / total
-        errors = [(count / total * error) ** 2 for count, _, error in listed if error is not None]
-        metrics[metric] = Metric(own.get(metric, mean), math.sqrt(sum(errors)) if len(errors) == len(listed) else None)
+        total = sum(count for count, _ in listed)
+        errors = [(count / total * one.error) ** 2 for count, one in listed if one.error is not None]
+        value = sum(count * one.value for count, one in listed) / total
+        metrics[metric] = Metric(value, math.sqrt(sum(errors)) if len(errors) == len(listed) else None)
     return metrics
 
 
-def _numbers(results: dict[str, Any]) -> dict[str, float]:
-    """Metric -> value of lmms-eval's `metric,filter` entries (the first filter's), standard errors left out."""
-    numbers: dict[str, float] = {}
-    for key, value in results.items():
-        metric, comma, _ = key.partition(",")
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if comma and plain and not metric.endswith(("_stderr", "_stderr_clt", "_stderr_clustered")):
-            numbers.setdefault(metric, float(value))
-    return numbers
+def _aggregated(aggregate: Callable[..., Any], items: list[Any]) -> Metric | None:
+    """What a task makes of all its scores; None where that is no number."""
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        options = {"args": argparse.Namespace(output_path=folder)} if "args" in inspect.signature(aggregate).parameters else {}
+        value = aggregate(items, **options)
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return Metric(float(value), _error(aggregate, items, float(value)))
 
 
 def _error(aggregate: Callable[..., Any], items: list[Any], value: float) -> float | None:
     """The standard error of an aggregation: of the mean where it is one, else by bootstrap.
 
-    None where neither can be: MME's wants pairs of items, and one that takes `args` writes files or asks a server.
+    None where neither can be: MME's wants pairs of items, and one that takes `args` writes files.
     """
     scores = [score_of(item) for item in items]
     given = [score for score in scores if score is not None]
@@ -214,10 +255,6 @@ def _error(aggregate: Callable[..., Any], items: list[Any], value: float) -> flo
             return float(np.std([aggregate([items[index] for index in row]) for row in chosen], ddof=1))
     except Exception:  # an aggregation is the benchmark's own code and may raise anything
         return None
-
-
-def _prompt(sample: dict[str, Any]) -> str:
-    return next((one for one in sample["arguments"] if isinstance(one, str)), "")
 
 
 def _check(name: str, folder: str | None) -> None:
@@ -252,6 +289,11 @@ def _located(name: str) -> tuple[str, str | None]:
     if not named:
         raise UserError(f"'{name}' names no task: a line 'task: NAME' is missing.")
     return named[1], str(path.parent)
+
+
+def _plain(value: Any) -> Any:
+    """As the store gives it back: NumPy's numbers as Python's, what JSON does not have as text."""
+    return json.loads(json.dumps(value, default=lambda one: one.item() if hasattr(one, "item") else str(one)))
 
 
 def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
