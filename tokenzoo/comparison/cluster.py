@@ -15,9 +15,9 @@ from typing import Any
 from tokenzoo.comparison.plan import Models
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.store import Store, cell_key
-from tokenzoo.comparison.work import Advance, Look, Work, piece_identity
+from tokenzoo.comparison.work import Advance, Look, Work, WorkersLostError, piece_identity
 from tokenzoo.comparison.worker import Failure, Outcome, Place, Worker
-from tokenzoo.errors import FailedError, UserError
+from tokenzoo.errors import UserError
 from tokenzoo.models.checkpoint import Checkpoint, outline
 from tokenzoo.zoo.plugins import ALLOWLIST, configured
 
@@ -31,15 +31,12 @@ VARIABLES = (ALLOWLIST, "TOKENZOO_REGISTRY")
 
 @dataclass
 class Cell:
-    """A cell on its way: its work, the results of the pieces that are done, and how many are missing."""
+    """A cell on its way: its work, the results of the pieces that are done (None: missing), and what they made in the end."""
 
     work: Work
     results: list[dict[str, Any] | None]
+    whole: dict[str, Any] | None = None
     failure: Failure | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.failure is not None or None not in self.results
 
 
 @dataclass
@@ -135,7 +132,7 @@ class Cluster:
                 self.advance(part.steps)
             else:
                 self.waiting.append(Piece(cell, index, part, identity))
-        if cell.finished:
+        if None not in cell.results:
             self._finish(cell)
         self._assign()
 
@@ -147,12 +144,13 @@ class Cluster:
         """Wait for a cell and return it; raises what its work raised. Whatever else arrives meanwhile is kept."""
         self.submit(work, checkpoint)
         cell = self.cells[_key(work)]
-        while not cell.finished:
+        while cell.whole is None and cell.failure is None:
             self._wait(cell)
         del self.cells[_key(work)]
-        if cell.failure is not None:
+        if cell.whole is None:
+            assert cell.failure is not None
             raise cell.failure.error()
-        return cell.work.join([result for result in cell.results if result is not None])
+        return cell.whole
 
     def look(self, model: str) -> dict[str, Any]:
         """What a worker that has the model tells of it."""
@@ -220,7 +218,7 @@ class Cluster:
         busy = [reference for reference, hand in self.hands.items() if hand.piece or not hand.place]
         if not busy:
             machine = cell.work.identity.get("environment", {}).get("machine", "")
-            raise FailedError(f"No worker is left on a machine with '{machine}' to time on. Run the same command again.")
+            raise WorkersLostError(f"No worker is left on a machine with '{machine}' to time on. Run the same command again.")
         ready, _ = self.ray.wait(busy, num_returns=1)
         for reference in ready:
             self._arrived(reference, self.hands.pop(reference))
@@ -233,7 +231,7 @@ class Cluster:
             self._died(hand, error)
             return
         except self.ray.exceptions.RayError as error:
-            raise FailedError(f"A worker failed: {_last_line(error)}") from error
+            raise WorkersLostError(f"A worker failed: {_last_line(error)}") from error
         if isinstance(told, Place):
             hand.place = told
             self._done_at(told).workers.add(told.pid)
@@ -256,23 +254,23 @@ class Cluster:
             return
         cell.results[piece.index] = outcome.result
         self.advance(piece.work.steps)
-        if cell.finished:
+        if None not in cell.results:
             self._finish(cell)
         elif self.store is not None and piece.identity and outcome.result is not None:
             self.store.put(piece.identity, outcome.result)
 
     def _finish(self, cell: Cell) -> None:
-        """Write a whole cell and drop its pieces from the store."""
-        if self.store is None or not cell.work.identity or cell.failure is not None:
-            return
-        self.store.put(cell.work.identity, cell.work.join([result for result in cell.results if result is not None]))
-        if len(cell.results) > 1:
-            self.store.drop_pieces(cell.work.identity)
+        """Make the whole of the pieces, write it, and drop them from the store."""
+        cell.whole = cell.work.join([result for result in cell.results if result is not None])
+        if self.store is not None and cell.work.identity:
+            self.store.put(cell.work.identity, cell.whole)
+            if len(cell.results) > 1:
+                self.store.drop_pieces(cell.work.identity)
 
     def _died(self, hand: Hand, error: Exception) -> None:
         """Give a dead worker's piece to another, and hire one in its place."""
         if hand.place is None:
-            raise FailedError(
+            raise WorkersLostError(
                 f"A worker does not start: {_last_line(error)} Install tokenzoo and the plugins on every machine of the cluster."
             )
         self._done_at(hand.place).died += 1
@@ -284,7 +282,7 @@ class Cluster:
                 self.waiting.appendleft(piece)
             else:
                 message = f"its workers died {TRIES} times, last on {hand.place.host}"
-                piece.cell.failure = Failure("WorkerDied", message, str(error))
+                piece.cell.failure = Failure("", message, str(error), mendable=True)
                 self.waiting = deque(one for one in self.waiting if one.cell is not piece.cell)
         self._hire()
 

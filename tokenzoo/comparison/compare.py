@@ -32,7 +32,7 @@ from tokenzoo.comparison.samples import write_samples
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.store import Store, StoreError
 from tokenzoo.comparison.summary import Measured, published_of, rows_of, terms_of, warnings_of
-from tokenzoo.comparison.work import AccuracyWork, BenchmarkWork, TimingWork, Work
+from tokenzoo.comparison.work import AccuracyWork, BenchmarkWork, TimingWork, Work, WorkersLostError
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.lmms.benchmark import Benchmark
 from tokenzoo.method.pipeline import Pipeline
@@ -330,11 +330,11 @@ def _time(plan: SectionPlan, measured: Sequence[Measured], task: str, question: 
 
 @contextlib.contextmanager
 def _failures(candidate: Candidate, where: str, runner: Runner) -> Any:
-    """Turn what a method raises into a failed row. Ctrl-C, and errors of the store, go through."""
+    """Turn what a method raises into a failed row. Ctrl-C, and errors of the store and of the workers, go through."""
     try:
         with kept_from_ending():
             yield
-    except StoreError:
+    except (StoreError, WorkersLostError):
         raise
     except UnsupportedError as error:
         candidate.status, candidate.note = "refused", str(error)

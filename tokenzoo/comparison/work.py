@@ -25,6 +25,10 @@ from tokenzoo.zoo.plugins import load_zoo
 Advance = Callable[[int], None]
 
 
+class WorkersLostError(FailedError):
+    """There is nobody to do the work: no fault of a method."""
+
+
 @dataclass(frozen=True)
 class Work(ABC):
     """Something to do with one model. `identity` is that of the cell it makes, empty for what no store keeps.
