@@ -12,8 +12,8 @@ def outlook_rows(outlook: Outlook) -> tuple[list[str], list[list[str]]]:
     """A table's header and rows: GPU hours of each cell, and FLOPs and hours of each method."""
     tasks = list(dict.fromkeys(cell.task for cell in outlook.cells))
     questions = {cell.task: cell.questions for cell in outlook.cells}
-    header = ["GPU hours", *(f"{task.partition(':')[2]}\n{questions[task]:,} questions" for task in tasks), "all", "FLOPs"]
-    rows = []
+    header = ["GPU hours", *(task.partition(":")[2] for task in tasks), "all", "FLOPs"]
+    rows = [["questions", *(f"{questions[task]:,}" for task in tasks), f"{sum(questions.values()):,}", ""]]
     for method in dict.fromkeys(cell.method for cell in outlook.cells):
         cells = {cell.task: cell for cell in outlook.cells if cell.method == method}
         hours = [cells[task].gpu_hours for task in tasks]
