@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -285,9 +286,15 @@ def test_what_it_cannot_be_shown_is_refused(model):
         question_of("t/0", "?", [{"array": []}], 8)
 
 
-def test_lmms_eval_has_the_benchmarks_of_the_tables():
+def config_of(path):
+    """A task's file with what it includes; its functions are not imported."""
     from lmms_eval.utils import load_yaml_config
 
+    config = load_yaml_config(str(path), mode="simple")
+    return {**(config_of(Path(path).parent / config["include"]) if "include" in config else {}), **config}
+
+
+def test_lmms_eval_has_the_benchmarks_of_the_tables():
     from tokenzoo.comparison.settings import read_config, shipped_configs
     from tokenzoo.lmms.benchmark import manager
     from tokenzoo.lmms.known import known_benchmarks
@@ -297,9 +304,8 @@ def test_lmms_eval_has_the_benchmarks_of_the_tables():
         name.removeprefix("lmms:") for path in shipped_configs().values() for name in read_config(path, {}).tasks
     } <= index.keys()
     for name, known in known_benchmarks().items():
-        config = load_yaml_config(index[name]["yaml_path"], mode="simple")
-        member = config["task"][0] if isinstance(config.get("task"), list) else name
-        config = load_yaml_config(index[member]["yaml_path"], mode="full")
+        members = config_of(index[name]["yaml_path"])["task"]
+        config = config_of(index[members[0] if isinstance(members, list) else name]["yaml_path"])
         assert config["dataset_path"] == known.data
         assert known.metric in {listed["metric"] for listed in config["metric_list"]}
 

@@ -75,12 +75,14 @@ class Recorder:
 def accuracy_cell(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The cell that parts of a task make in their order, to the last digit the same however many they are.
 
-    All counts are means over the questions. `trace` is the recorded run of the question in the middle (by visual
-    tokens): data-dependent methods are priced on other architectures from it.
+    All counts are means over the questions. `trace` is a recorded run with the counts of the question in the middle (by
+    visual tokens): data-dependent methods are priced on other architectures from it.
     """
     answers = [answer for part in parts for answer in part["answers"]]
     records = [part["records"][place] for part in parts for place in part["record_of"]]
     middle = sorted(records, key=lambda record: sum(record["visual"]))[len(records) // 2]
+    # the first run with these counts: which of several equal ones a part has kept depends on where it was cut
+    middle = next(record for record in records if _counts(record) == _counts(middle))
     return {
         "answers": answers,
         "visual_per_layer": _mean([record["visual"] for record in records]),
@@ -88,6 +90,10 @@ def accuracy_cell(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{name: _mean([[record["costs"][name]] for record in records])[0] for name in middle["costs"]},
         "trace": middle["trace"],
     }
+
+
+def _counts(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["visual"], record["unreduced"], record["costs"]
 
 
 @dataclass(frozen=True)

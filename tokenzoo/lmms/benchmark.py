@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from huggingface_hub.constants import HF_HOME
 
 from tokenzoo.bench.task import Prediction, Task
 from tokenzoo.errors import UserError
@@ -269,6 +271,7 @@ def _check(name: str, folder: str | None) -> None:
 @cache
 def manager(folder: str | None) -> Any:
     """lmms-eval's index of tasks: its own, or those of a folder of yours. Raises UserError where lmms-eval is missing."""
+    os.environ.setdefault("HF_HOME", HF_HOME)  # some benchmarks read it and break without
     with quiet():
         try:
             from lmms_eval.tasks import TaskManager
