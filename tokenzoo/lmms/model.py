@@ -139,10 +139,10 @@ class Tokenzoo(lmms):
     def _generate(self, questions: Sequence[Question], **options: Any) -> torch.Tensor:
         """New tokens [batch, tokens] with the method at work."""
         inputs = self.checkpoint.inputs(questions)
-        with tokenzoo.apply(self.checkpoint.model, self.method) as run:
+        with tokenzoo.apply(self.checkpoint.model, self.method, **self.checkpoint.words(questions)) as run:
             made = self.checkpoint.model.generate(**inputs, **options)
-            if self.watch is not None:
-                self.watch(run.trace, len(questions))
+        if self.watch is not None:
+            self.watch(run.trace, len(questions))
         return made[:, inputs["input_ids"].shape[1] :]
 
 
