@@ -37,6 +37,8 @@ COMMANDS = {
 }
 
 
+#: A message that repeats what was typed is cut in its middle where that was longer than this.
+LONGEST = 1200
 #: Why a write can fail through no fault of the program: no room left, or a device that is gone.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -57,7 +59,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
         name = arguments[0]
         if name not in COMMANDS and not name.startswith("-"):
-            close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+            close = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.6)
             hint = f"Did you mean '{close[0]}'?" if close else f"Choose from: {', '.join(COMMANDS)}."
             context.fail(f"No such command '{name}'. {hint}")
         return super().resolve_command(context, arguments)
@@ -77,7 +79,7 @@ class LazyGroup(click.Group):
     "plugins",
     multiple=True,
     metavar="FILE",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Load a method from a single Python file. May be given several times.",
 )
 @click.option(
@@ -134,7 +136,10 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     """Print an error on one line; return the exit code."""
-    print(f"Error: {one_line(message)}", file=sys.stderr)
+    line = one_line(message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    print(f"Error: {line}", file=sys.stderr)
     return code
 
 

@@ -29,6 +29,7 @@ class UnsupportedError(UserError):
 def unknown(kind: str, name: str, choices: Iterable[str], command: str) -> UserError:
     """Return the error for a name that does not exist: a suggestion where one is close, else the choices."""
     known = sorted(choices)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"Did you mean '{close[0]}'?" if close else f"Choose from: {', '.join(known)}."
+    lowered = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    hint = f"Did you mean '{lowered[close[0]]}'?" if close else f"Choose from: {', '.join(known)}."
     return UserError(f"Unknown {kind} '{name}'. {hint} Run '{command}'.")

@@ -32,6 +32,12 @@ def ascii_only(text: str) -> str:
     return text.encode("ascii", _HANDLER).decode("ascii")
 
 
+def printable(text: str) -> str:
+    """The text in the characters that the standard output has, with what comes nearest to each other one."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, _HANDLER).decode(encoding)
+
+
 def _nearest(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     return "".join(ASCII.get(character, "?") for character in error.object[error.start : error.end]), error.end

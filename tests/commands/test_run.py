@@ -109,6 +109,16 @@ def test_an_unreachable_hub_is_one_line(photograph):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_hub_that_does_not_answer_is_tried_once(photograph, tmp_path):
+    """Each file was once tried six times: 35 seconds and 12 lines."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    variables |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    command = [sys.executable, "-m", "tokenzoo", "run", "--model", "llava-hf/llava-1.5-7b-hf", "--image", photograph, "what?"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "Cannot reach the Hub for 'llava-hf/llava-1.5-7b-hf'" in done.stderr
+
+
 def test_an_unwritable_trace_is_one_line(checkpoints, photograph, tmp_path):
     done = tokenzoo(
         "--model", checkpoints / "llava", "--image", photograph, "--max-new-tokens", 1,

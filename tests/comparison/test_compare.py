@@ -135,6 +135,16 @@ def test_milliseconds_on_a_named_gpu_are_of_the_model_that_is_measured(compariso
     assert rows[-1].specification == "uniform:retention=1.0" and "nearest setting below" in rows[-1].note
 
 
+def test_a_price_elsewhere_does_not_move_the_budget(comparison):
+    """Rows were once matched on the priced architecture: 22, 27 and 31 % of the measured FLOPs stood beside each other."""
+    here = compare(Settings(methods="fastv,uniform", budget="33%", **WAYS), comparison[2]).sections[0].rows
+    settings = Settings(methods="fastv,uniform", budget="33%", price=["llava-1.5-7b@a100"], **WAYS)
+    priced = compare(settings, comparison[2]).sections[0].rows
+    assert [(row.label, row.llm_flops) for row in priced] == [(row.label, row.llm_flops) for row in here]
+    assert all(0.98 * 0.33 <= row.llm_share <= 0.33 for row in priced if row.method in ("fastv", "uniform", "random"))
+    assert len({row.prices["llava-1.5-7b@a100"].tflops for row in priced}) > 1
+
+
 def test_several_budgets_are_a_curve(comparison):
     section = compare(Settings(methods="fastv,uniform", budget="50%,33%", **WAYS), comparison[2]).sections[0]
     assert [row.budget for row in section.rows if row.method == "fastv"] == ["50%", "33%"]
@@ -265,7 +275,7 @@ def test_embedded_leaves_out_a_model_that_is_not_shipped(comparison, monkeypatch
     settings = Settings(methods="fastv:K=3", model="embedded", tasks="attribute,order", limit=2, timing=False, batch_size=2)
     found = compare(settings, comparison[2])
     assert [section.title for section in found.sections] == ["embedded:llava, images"]
-    assert found.notes == ["No video tasks: embedded:onevision is not part of this installation."]
+    assert found.hints == ["No video tasks: embedded:onevision is not part of this installation."]
     with pytest.raises(UserError, match="No embedded model"):
         compare(settings.model_copy(update={"tasks": ["order"]}), comparison[2])
 
@@ -306,10 +316,11 @@ def test_chance_and_the_way_of_scoring_are_said(tmp_path):
     """Free form where choices share a first token; the model knows nothing of grey pictures."""
     shared = {**CHOSEN, "answer": "red car", "choices": ["red car", "red bus"]}
     own = write_task(tmp_path / "own", CHOSEN, shared, FREE, {**CHOSEN, "answer": "blue"})
-    notes = compare(Settings(methods="fastv:K=3", model="embedded:llava", tasks=[own], timing=False)).notes
-    assert any("'none' answers 'own' no better than chance" in note for note in notes)
-    assert any("2 of 4 questions answered in free form" in note for note in notes)
-    assert any("knows only drawn scenes" in note for note in notes)
+    found = compare(Settings(methods="fastv:K=3", model="embedded:llava", tasks=[own], timing=False))
+    warnings = found.sections[0].warnings
+    assert any("'none' answers 'own' no better than chance" in warning for warning in warnings)
+    assert any("2 of 4 questions answered in free form" in warning for warning in warnings)
+    assert any("knows only drawn scenes" in note for note in found.notes)
 
 
 def test_a_built_in_task_needs_no_warning(comparison):
@@ -327,7 +338,7 @@ def test_tasks_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
 
 def test_tasks_that_a_model_cannot_be_asked_are_named(comparison):
     settings = Settings(methods="fastv:K=3", **{**SMALL, "tasks": "attribute,order"})
-    assert compare(settings, comparison[2]).notes == ["embedded:llava takes no videos: order left out."]
+    assert compare(settings, comparison[2]).hints == ["embedded:llava takes no videos: order left out."]
 
 
 def test_errors_of_the_store_are_no_methods_fault(tmp_path, monkeypatch):

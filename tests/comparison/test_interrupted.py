@@ -1,9 +1,10 @@
-"""kill -9 in the middle of a comparison loses nothing that was finished, and the rerun gives the undisturbed table."""
+"""kill -9, a full disk and a second process lose nothing that was finished, and the rerun gives the undisturbed table."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -52,3 +53,30 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path):
     assert resumed == sections(tmp_path / "undisturbed.sqlite")
     assert len(cells(path)) == CELLS
     assert kept.items() <= cells(path).items(), "what was finished was not run again"
+
+
+SMALL = [sys.executable, "-m", "tokenzoo", "compare", "--methods", "fastv:K=3,uniform", "--model", "embedded:llava", "--tasks",
+         "reading,counting", "--limit", "2", "--as-published", "--no-timing", "--format", "csv"]  # fmt: skip
+#: Bytes of a file at most: the store's log outgrows it after a few cells.
+DISK = 120_000
+
+
+def started(path, **options):
+    return subprocess.Popen(SMALL, env=environment(path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_full_disk_and_a_second_process_change_no_byte_of_the_table(tmp_path):
+    path = tmp_path / "results.sqlite"
+    limits = (resource.RLIMIT_FSIZE, (DISK, DISK))
+    full = started(path, preexec_fn=lambda: resource.setrlimit(*limits))
+    table, said = full.communicate(timeout=240)
+    assert full.returncode == 1 and table == ""
+    assert said.startswith("Error: Cannot write to the result store") and said.count("\n") == 1
+    kept = cells(path)
+    assert kept
+
+    both = [started(path), started(path)]
+    tables = [process.communicate(timeout=240)[0] for process in both]
+    alone = started(tmp_path / "undisturbed.sqlite").communicate(timeout=240)[0]
+    assert tables == [alone, alone] and alone.count("\n") == 6
+    assert kept.items() <= cells(path).items()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tokenzoo import UserError, cli
-from tokenzoo.comparison.candidates import methods_of
 from tokenzoo.comparison.outlook import outlook
+from tokenzoo.comparison.plan import methods_of
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.settings import Settings, read_config, shipped_configs
 from tokenzoo.comparison.store import Store

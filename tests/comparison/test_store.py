@@ -60,6 +60,52 @@ def test_what_was_written_survives_a_kill(tmp_path):
         assert len(list(store.cells())) == 60
 
 
+ENDLESS = """
+import itertools, sys
+from tokenzoo.comparison.store import Store
+with Store(sys.argv[1]) as store:
+    for index in itertools.count():
+        identity = {"kind": "accuracy", "model": "m", "method": "aim", "task": str(index), "seed": 0}
+        store.put(identity, {"n": index, "long": "x" * 9000})
+        print(index, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 7, 40, 150])
+def test_a_kill_in_the_middle_of_a_write_loses_nothing_and_leaves_nothing_half(tmp_path, after):
+    path = tmp_path / "results.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True)
+    said = [int(writer.stdout.readline()) for _ in range(after)]
+    writer.kill()
+    said += map(int, writer.stdout.read().split())
+    writer.wait()
+    with Store(path) as store:
+        kept = [cell.result["n"] for cell in store.cells()]
+        assert said == list(range(len(said))) and kept[: len(said)] == said and len(kept) <= len(said) + 1
+        assert all(len(cell.result["long"]) == 9000 for cell in store.cells())
+
+
+FILLING = """
+import resource, sys
+from tokenzoo.comparison.store import Store, StoreError
+from tokenzoo.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+""" + ENDLESS.replace("import itertools, sys", "import itertools")
+
+
+def test_a_full_disk_is_said_and_what_was_finished_is_kept(tmp_path):
+    path = tmp_path / "results.sqlite"
+    done = subprocess.run([sys.executable, "-c", FILLING, str(path)], capture_output=True, text=True, timeout=60)
+    said = done.stderr.strip().splitlines()[-1]
+    assert "StoreError: Cannot write to the result store" in said and str(path) in said
+    finished = list(map(int, done.stdout.split()))
+    with Store(path) as store:
+        assert finished and [cell.result["n"] for cell in store.cells()] == finished
+        store.put(identity(), {"n": -1})  # there is room again
+        assert store.get(identity()) == {"n": -1}
+
+
 @pytest.mark.parametrize("content", [None, b"this is no database, but long enough to be looked at" * 40])
 def test_a_store_that_cannot_be_used_is_one_line(tmp_path, content):
     path = tmp_path / "results.sqlite"

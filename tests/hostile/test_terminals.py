@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -25,12 +26,35 @@ def test_a_full_disk_behind_the_output(refused_in_a_process, arguments: list[str
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "iso8859-5"])
-@pytest.mark.parametrize("arguments", (PRINTING[0], PRINTING[1], PRINTING[3]), ids=" ".join)
-def test_terminals_of_other_alphabets(arguments: list[str], encoding: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "TOKENZOO_LOAD_PLUGINS": ""}
-    done = subprocess.run([sys.executable, "-m", "tokenzoo", *arguments], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode(encoding)
-    assert "aim" in done.stdout.decode(encoding)
+@pytest.mark.parametrize("arguments", PRINTING[:6], ids=" ".join)
+def test_terminals_of_other_alphabets(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.run(arguments) == 0
+    out.seek(0)
+    printed = out.read()
+    assert "aim" in printed and max(map(len, printed.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "x", "", "1e9", "9" * 20, "٣"])
+def test_terminals_that_do_not_know_their_width(columns: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for arguments in (["list"], ["cost"]):
+        assert cli.run(arguments) == 0
+        printed = capsys.readouterr()
+        assert "fastv" in printed.out and printed.err == ""
+
+
+@pytest.mark.parametrize("arguments", [["cost"], ["list"], ["show", "aim"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    """`tokenzoo cost | head -1` once said that a plugin had tried to end the program."""
+    command = [sys.executable, "-m", "tokenzoo", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, env={**os.environ, "TOKENZOO_LOAD_PLUGINS": ""})
+    assert done.returncode in (1, 141) and done.stderr == b""
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

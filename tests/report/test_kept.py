@@ -6,7 +6,7 @@ import numpy as np
 
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 from tokenzoo.method.workload import Source
-from tokenzoo.report.kept import greyed, kept_figure, patch_rows, stage_pictures, thinned
+from tokenzoo.report.kept import greyed, kept_figure, own_tokens, patch_rows, stage_pictures, thinned
 
 
 def trace(source, stages, rows=12):
@@ -46,6 +46,23 @@ def test_dropped_patches_lose_their_colour():
     picture = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     shown = greyed(picture, np.array([[True, False], [False, True]]))
     assert shown[0, 0].tolist() == [1, 0, 0] and np.ptp(shown[0, 3]) == 0 and shown[0, 3, 0] > 0.7
+
+
+def test_dropped_patches_show_on_a_grey_picture():
+    picture = np.full((16, 16, 3), 209, np.uint8)  # the grey that dropped patches are given
+    shown = greyed(picture, np.array([[True, False], [False, True]]))
+    assert np.ptp(shown[:8, :8]) == 0, "a living patch is left as it is"
+    assert np.ptp(shown[:8, 8:]) > 0.3, "a dropped one is struck through"
+
+
+def test_merged_patches_are_pale():
+    """PruMerge drops no patch, it merges them: its picture once showed nothing."""
+    source = SourceTrace(Source("image", (4,)), ((2, 2),), (2, 3), 4, (2,), ((2,),), [0, 1, 0, 1])
+    seen = Trace(4, [SampleTrace(8, [0, 1, 3, 4, 6, 7], [False] * 2 + [True] * 2 + [False] * 2, [source], [(0, list(range(6)))])])
+    assert own_tokens(seen).tolist() == [False, True, True, False], "tokens stand at places 3 and 4 of 2 to 5"
+    picture = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    shown = greyed(picture, np.ones((2, 2), bool), own_tokens(seen).reshape(2, 2))
+    assert shown[0, 2].tolist() == [1, 0, 0] and shown[0, 0, 1] > 0.5
 
 
 def test_figures_for_images_and_videos():

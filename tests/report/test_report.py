@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -20,10 +21,11 @@ from tokenzoo.report.column import ranking
 from tokenzoo.report.columns import accuracy_column, all_columns, appendix_columns, paper_columns, prefill_column
 from tokenzoo.report.data import comparison_csv, comparison_json
 from tokenzoo.report.html import html
-from tokenzoo.report.latex import document, escape
+from tokenzoo.report.latex import escape, latex, number
 from tokenzoo.report.markdown import markdown
 from tokenzoo.report.table import print_comparison
 
+PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
 TASKS = ["attribute", "relation", "existence", "counting", "reading"]
 TARGET = "llava-1.5-7b@a100"
 
@@ -53,6 +55,7 @@ def row(label, right, share, ratio=None):
         overall=score("all", right, 200, reference), flops=3.2e9 * (0.2 + 0.8 * share), llm_flops=2e9 * share,
         llm_share=share, kv_bytes=18432 * (20 + 144 * share), timing=timing,
         prices={TARGET: Price(TARGET, "llm-viewer", 8.18 * share, share, 29.3 * share, 300_000_000, 576 * share)},
+        budget="" if label == "none" else "30%", at_budget=label not in ("none", "random"),
     )  # fmt: skip
 
 
@@ -64,24 +67,69 @@ def comparison():
         Row("broken", "broken", "failed", "ZeroDivisionError: no <token> & no $ (task a)"),
     ]  # fmt: skip
     quoted = [Quoted("aim", "AIM (high)", "aim-iccv2025, image_benchmarks", "vicuna-7b", {"GQA": 58.6, "MME": 1443.5})]
-    section = Section("embedded:llava", "image", TASKS, rows, 200, {"attribute": 0.15}, "Timed.", quoted)
+    section = Section("embedded:llava", "image", TASKS, rows, 200, {"attribute": 0.15}, "Timed.", quoted,
+                      "Equal terms: every method set to at most 30% of the LLM FLOPs.", True, ["A warning."])  # fmt: skip
     machine = {"machine": "AMD EPYC", "threads": 2, "torch": "2.13", "transformers": "5.23", "dtype": "float32",
                "attention": "sdpa", "tokenzoo": "0.1.0"}  # fmt: skip
-    return Comparison([section], {"methods": ["aim"]}, machine, 52.0, ["A note."])
+    return Comparison([section], {"methods": ["aim"]}, machine, 52.0, ["A note."], ["Try it --fresh."])
 
 
 def test_best_and_second_leave_none_out(comparison):
     rows = comparison.sections[0].rows
-    assert ranking(accuracy_column(), rows) == {2: "best", 3: "second"}
-    assert ranking(prefill_column(), rows) == {1: "best", 2: "best", 3: "second"}
+    assert ranking(accuracy_column(), rows, True) == {2: "best", 3: "second"}
+
+
+def test_what_costs_less_than_the_budget_is_not_the_fastest_for_it(comparison):
+    rows = comparison.sections[0].rows
+    assert ranking(prefill_column(), rows, True) == {2: "best", 3: "second"}
+    rows[1].at_budget = True
+    assert ranking(prefill_column(), rows, True) == {1: "best", 2: "best", 3: "second"}
+
+
+def test_rows_of_two_budgets_are_ranked_apart(comparison):
+    rows = comparison.sections[0].rows
+    for one in rows[3:5]:
+        one.budget = "90%"
+    assert ranking(accuracy_column(), rows, True) == {2: "best", 1: "second", 3: "best", 4: "second"}
+
+
+def test_rows_that_read_the_same_share_a_place(comparison):
+    rows = comparison.sections[0].rows
+    rows[2].timing, rows[3].timing = (dataclasses.replace(rows[2].timing, prefill_ms=spread(ms)) for ms in (15.01, 15.04))
+    assert ranking(prefill_column(), rows, True) == {2: "best", 3: "best", 4: "second"}
+
+
+@pytest.mark.parametrize("render", ["table", "markdown", "latex", "html"])
+def test_no_row_is_the_best_where_costs_differ(comparison, render):
+    """A method with 58 % of the tokens once stood in bold over one with 17 %, in a table that did not say so."""
+    section = comparison.sections[0]
+    section.equal_cost, section.terms = False, "Costs differ (each method at its own settings): from 25% (aim) to 90% (slow)."
+    said = rendered(comparison, render)
+    assert section.terms in " ".join(said.replace("\\", "").split()) and "No row is marked as the best" in said
+    for mark in ("**", "<u>", r"\textbf", r"\textit{9", 'class="best"', 'class="second"'):
+        assert mark not in said
+
+
+@pytest.mark.parametrize("render", ["table", "markdown", "latex", "html"])
+def test_computed_columns_are_the_budget_and_have_no_best(comparison, render):
+    said = rendered(comparison, render).replace("\\", "")
+    assert said.count("500M 25%") == 2
+    for mark in ("**500M", "<u>500M", "textbf{500M", "textit{500M", '"best">500M', '"second">500M'):
+        assert mark not in said
+
+
+def rendered(comparison, form):
+    if form != "table":
+        return {"markdown": markdown, "latex": latex, "html": html}[form](comparison)
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=100))
+    return out.getvalue()
 
 
 def test_the_table_is_readable_at_100_columns(comparison):
-    out = io.StringIO()
-    print_comparison(comparison, Console(file=out, width=100))
-    text = out.getvalue()
+    text = rendered(comparison, "table")
     assert max(len(line) for line in text.splitlines()) <= 100
-    assert "…" not in text
+    assert "…" not in text and "Try it --fresh." in text
     assert "measured" in text and "computed" in text and "quoted" in text
     assert re.search(r"none +144\.0 100% +94\.0 \[90 97\] +– +45\.0±1\.8 +1\.00", text)
     assert re.search(r"fastv:K=3,R=0\.75 +38\.9 27% +92\.0 \[87 95\] +-2\.0 \[-4 \+0\]", text)
@@ -116,11 +164,11 @@ def test_json_has_everything_and_is_strict(comparison):
 
 def test_latex_has_groups_baseline_first_best_and_second(comparison):
     comparison.sections[0].rows.reverse()
-    text = document(comparison)
+    text = latex(comparison)
     assert r"\multicolumn{9}{c}{Measured}" in text and r"\cmidrule(lr){2-10}" in text and r"{Computed}" in text
     body = text[text.index(r"\midrule") :]
     assert body.index("none") < body.index("broken")
-    assert r"\textbf{93.0 [89 96]}" in text and r"\underline{92.0 [87 95]}" in text
+    assert r"\textbf{93.0 [89 96]}" in text and r"\textit{92.0 [87 95]}" in text and r"\underline" not in text
     assert r"slow\_\&\_50\%\_\{odd\}" in text
 
 
@@ -128,7 +176,7 @@ def test_latex_compiles(comparison, tmp_path):
     engine = shutil.which("tectonic") or shutil.which("pdflatex")
     if engine is None:
         pytest.skip("no TeX engine is installed (tectonic or pdflatex)")
-    (tmp_path / "doc.tex").write_text(document(comparison))
+    (tmp_path / "doc.tex").write_text(f"{PREAMBLE}\n\\begin{{document}}\n{latex(comparison)}\\end{{document}}\n")
     options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
     done = subprocess.run([engine, *options, "doc.tex"], cwd=tmp_path, capture_output=True, text=True)
     if "not found" in done.stdout and ".sty" in done.stdout:
@@ -140,6 +188,34 @@ def test_latex_compiles(comparison, tmp_path):
 def test_escape_leaves_no_character_that_latex_would_read():
     assert escape("50% of A_B & {x} ± 3×") == r"50\% of A\_B \& \{x\} $\pm$ 3$\times$"
     assert escape("日本") == "??"
+    assert escape("--fresh") == "-{}-fresh", "two hyphens would be typeset as a dash"
+
+
+def test_minus_signs_are_real():
+    assert number("-26.0 [-33 +18]*") == "$-$26.0 [$-$33 +18]*"
+    assert number("llava-1.5 e-05 1-2") == "llava-1.5 e-05 1-2"
+
+
+def test_latex_tables_can_be_referred_to_and_say_budget_and_model(comparison):
+    text = latex(comparison)
+    captions = re.findall(r"\\caption\{(.*)\}\n\\label\{(tab:[a-z0-9-]+)\}", text)
+    assert [name for _, name in captions] == [
+        "tab:embedded-llava-images", "tab:embedded-llava-images-more", "tab:embedded-llava-images-quoted",
+    ]  # fmt: skip
+    assert all(r"\texttt{embedded:llava} on images" in caption for caption, _ in captions)
+    assert r"at most 30\% of the LLM FLOPs" in captions[0][0] and "200 questions a method" in captions[0][0]
+    assert r"\ref{tab:embedded-llava-images}" in captions[1][0]
+    assert text.count(r"\belowcaptionskip") == 3, "a caption above a table stands off its rule"
+
+
+def test_latex_has_refusals_as_notes_and_no_tool_talk(comparison):
+    """A refusal's sentence in a cell once stretched the table, and hints on options stood in the paper."""
+    text = latex(comparison)
+    row = next(line for line in text.splitlines() if line.startswith(r"\texttt{broken}"))
+    assert len(row) < 90 and "failed, see below" in row
+    notes = re.findall(r"\\footnotesize (.*)\}", text)
+    assert r"broken: failed: ZeroDivisionError: no \textless{}token\textgreater{} \& no \$ (task a)" in notes
+    assert "A note." in notes and "A warning." in notes and "--" not in text and "fresh" not in text
 
 
 def test_html_is_one_file_that_asks_the_network_for_nothing(comparison):
@@ -148,8 +224,16 @@ def test_html_is_one_file_that_asks_the_network_for_nothing(comparison):
     assert "<script" not in text and "<link" not in text and "@import" not in text
     references = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s>]+)', text)
     assert all(reference.startswith("#") for reference in references), references
-    assert "no &lt;token&gt; &amp; no $" in text
-    assert '<th colspan="15" class="measured">measured</th>' in text and 'class="quoted">quoted' in text
+    assert "no &lt;token&gt; &amp; no $" in text and 'class="quoted">quoted' in text
+
+
+def test_html_keeps_what_is_compared_in_one_view(comparison):
+    """Computed columns once stood off-screen at 1,200 pixels: a character of the table's font is 7 wide, its padding 20."""
+    first = html(comparison).split("<table>")[1].split("</table>")[0]
+    assert all(f"<th>{title}<br>" in first for title in ("Tokens", "Accuracy", "Δ none", "Prefill", "LLM FLOPs"))
+    lines = [re.findall(r"<td[^>]*>(?:<code>)?([^<]*)", line) for line in first.split("<tr")[3:]]
+    widest = [max(len(cell) for cell in column) for column in zip(*[line for line in lines if len(line) > 2], strict=True)]
+    assert sum(7 * width + 20 for width in widest) < 1100
 
 
 def test_plots_are_drawn_for_every_row(comparison, tmp_path):

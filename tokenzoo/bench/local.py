@@ -43,6 +43,9 @@ class LocalTask(Task):
         yes_no = all({str(choice).lower() for choice in row.get("choices", ())} == {"yes", "no"} for _, row in self._rows)
         self.metric = "f1" if yes_no else "accuracy"
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def questions(self, limit: int, seed: int = 0) -> Iterator[Question]:
         """Seed 0 keeps the file's order, any other seed shuffles it; pictures are read as they are looked at."""
         order = np.arange(len(self._rows))

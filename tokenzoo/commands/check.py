@@ -19,6 +19,7 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
 
     Exit code 0: every guarantee holds; 1: at least one does not, and the findings say which and where.
     """
+    methods, failure = _methods(target)  # before torch is loaded
     from rich.console import Console
 
     from tokenzoo.errors import FailedError, unknown
@@ -30,14 +31,13 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
         for name in given:
             if name not in known:
                 raise unknown("family" if known is FAMILIES else "backend", name, known, "tokenzoo check --help")
-    methods, failure = _methods(target)
     findings = [failure] if failure else []
     for method in methods:
         with Console(stderr=True).status(method.name) as status:
             result = check_all(method, families or FAMILIES, backends or BACKENDS, status.update)
         click.echo(f"{method.name}: {result.runs} runs on {len(families or FAMILIES)} model families.")
         for family, why in result.unsupported.items():
-            click.echo(f"  not on {family}, by its own word: {why}")
+            click.echo(f"  not on {family}, refused by the method: {why}")
         findings += result.findings
     shown: set[Any] = set()
     for finding in findings:

@@ -46,6 +46,7 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
 @click.option("--ray", "address", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Measure on a Ray cluster's machines.")
 @click.option("--gpus-per-worker", type=float, metavar="N", help="GPUs of each Ray worker: 1 (default), a share, or 0.")
+@click.option("--plan", "dry", is_flag=True, help="Check everything, say what would run, and run nothing.")
 @click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
 def command(
     log_samples: Path | None,
@@ -57,6 +58,7 @@ def command(
     fresh: bool,
     address: str | None,
     gpus_per_worker: float | None,
+    dry: bool,
     tracebacks: bool,
     **options: Any,
 ) -> int:
@@ -65,14 +67,19 @@ def command(
     `none` (the unreduced model), `random` and `pool` are always among the rows. Each finished cell is kept: an interrupted
     comparison goes on where it stopped. Exits with 1 if a method failed.
     """
+    from tokenzoo.comparison.plan import plan_of
     from tokenzoo.comparison.settings import from_options, read_config, write_config
 
     if gpus_per_worker is not None and address is None:
         raise UserError("--gpus-per-worker is for Ray workers. Pass --ray as well, or choose a GPU with --device.")
     given = {name: list(value) if name == "price" else value for name, value in options.items() if value not in (None, ())}
     settings = read_config(config, given) if config else from_options(given)
+    plan = plan_of(settings)  # before torch is loaded, and anything is written
     if save_config:
         write_config(settings, save_config)
+    if dry:
+        _print_plan(plan)
+        return 0
     from tokenzoo.report.files import prepare_directory
 
     for folder in (out, log_samples):
@@ -130,3 +137,18 @@ def _print(comparison: Any, form: str) -> None:
         from tokenzoo.report.files import rendered
 
         click.echo(rendered(comparison, form), nl=False)
+
+
+def _print_plan(plan: Any) -> None:
+    from tokenzoo.comparison.outlook import outlook
+    from tokenzoo.report.outlook import outlook_lines, outlook_rows
+    from tokenzoo.report.plan import plan_lines
+    from tokenzoo.report.terminal import print_line, print_table
+
+    found = outlook(plan.settings, plan.methods, plan.targets)
+    if found.cells:
+        print_table(*outlook_rows(found))
+    for line in outlook_lines(found):
+        print_line(line)
+    for line in plan_lines(plan):
+        print_line(line)

@@ -54,6 +54,8 @@ def _sheets(options: dict[str, Any]) -> list[Sheet]:
 
     if options["scale"] is not None and not options["trace"]:
         raise UserError("--scale multiplies the visual tokens of a recorded run: give one with --trace FILE.")
+    if options["counted"] and (options["trace"] or options["convention"] != "exact"):
+        raise UserError("--counted confirms schedules under 'exact': leave --trace out and take --convention exact.")
     if options["config"]:
         model = model_config.architecture_of(options["config"], options["config"].stem)
     else:
@@ -68,12 +70,13 @@ def _sheets(options: dict[str, Any]) -> list[Sheet]:
         "tensor_parallel": options["tensor_parallel"],
     }
     if options["trace"]:
-        costs, base, subject = _trace_costs(model, options, settings)
+        costs, base, subject, refused = _trace_costs(model, options, settings)
     else:
-        costs, base, subject = _schedule_costs(model, options, settings)
-    sheets = [_summary(model, subject, costs, base, options)]
+        costs, base, subject, refused = _schedule_costs(model, options, settings)
+    sheets = [_summary(model, subject, list(costs.values()), base, options)]
+    sheets[0].notes += [f"No price for {specification}: {why}" for specification, why in refused.items()]
     if options["per_layer"]:
-        sheets += [_layers(cost) for cost in costs]
+        sheets += [_layers(cost) for cost in costs.values()]
     if options["counted"]:
         sheets.append(_counted(model, costs, options))
     return sheets
@@ -90,28 +93,37 @@ def workload_from(model: Any, options: dict[str, Any]) -> Any:
     return model.image_workload(images, options["tokens"], 40 if text is None else text)
 
 
-def _schedule_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Any], Any, str]:
+#: The costs by specification, that of `none`, what was priced, and why there is no price for other specifications.
+Priced = tuple[dict[str, Any], Any, str, dict[str, str]]
+
+
+def _schedule_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> Priced:
     from tokenzoo.cost.pricing import price
     from tokenzoo.method.reduction import DataDependentError
     from tokenzoo.zoo.plugins import load_zoo
     from tokenzoo.zoo.specification import split_methods
 
     workload = workload_from(model, options)
-    costs = []
-    for specification in split_methods(options["methods"]):
-        reducer = load_zoo().build(specification)
+    base = price(model, workload, **settings)
+    costs: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    methods = {specification: load_zoo().build(specification) for specification in split_methods(options["methods"])}
+    for specification, method in methods.items():
         try:
-            costs.append(price(model, workload, reducer, **settings))
+            costs[specification] = price(model, workload, method, **settings)
         except DataDependentError as error:
-            raise UserError(
-                f"{error} Or record a run with 'tokenzoo run --trace' and price it: 'tokenzoo cost --trace FILE'."
-            ) from None
+            instead = "Price a recorded run instead: 'tokenzoo run --trace FILE', then 'tokenzoo cost --trace FILE'."
+            refused[specification] = f"{error} {instead}"
+        except UserError as error:  # such as a layer that this architecture does not have
+            refused[specification] = str(error)
+    if not costs:
+        raise UserError(next(iter(refused.values())))
     visual = workload.visual_tokens
     pictures = f"{options['frames']} frames" if options["frames"] is not None else f"{len(workload.sources)} image(s)"
-    return costs, price(model, workload, **settings), f"{pictures}: {visual} visual + {workload.text_tokens} text tokens"
+    return costs, base, f"{pictures}: {visual} visual + {workload.text_tokens} text tokens", refused
 
 
-def _trace_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Any], Any, str]:
+def _trace_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) -> Priced:
     from tokenzoo.cost.traces import price_trace
     from tokenzoo.method.trace import Trace
 
@@ -121,7 +133,7 @@ def _trace_costs(model: Any, options: dict[str, Any], settings: dict[str, Any]) 
     if options["batch"] != 1:
         raise UserError("A trace has its own batch; leave --batch out.")
     cost = price_trace(trace, model, scale=scale, text_tokens=options["text_tokens"], **settings)
-    return [cost], cost, f"recorded in {options['trace'].name}, visual tokens times {scale:g}"
+    return {"": cost}, cost, f"recorded in {options['trace'].name}, visual tokens times {scale:g}", {}
 
 
 def _summary(model: Any, subject: str, costs: list[Any], base: Any, options: dict[str, Any]) -> Sheet:
@@ -199,19 +211,16 @@ def _layers(cost: Any) -> Sheet:
     return sheet
 
 
-def _counted(model: Any, costs: list[Any], options: dict[str, Any]) -> Sheet:
+def _counted(model: Any, costs: dict[str, Any], options: dict[str, Any]) -> Sheet:
     from tokenzoo.counting.shape_models import count_shape
     from tokenzoo.zoo.plugins import load_zoo
-    from tokenzoo.zoo.specification import split_methods
 
-    if options["trace"] or options["convention"] != "exact":
-        raise UserError("--counted confirms schedules under 'exact': leave --trace out and take --convention exact.")
     sheet = Sheet(
         f"{model.name}: counted on a forward of this shape, without weights",
         ["Method", "computed", "counted", "Δ", "vision", "projector", "decoder", "LM head", "method's own"],
     )
     workload = workload_from(model, options)
-    for specification, cost in zip(split_methods(options["methods"]), costs, strict=True):
+    for specification, cost in costs.items():
         counted = count_shape(model, workload, load_zoo().build(specification), batch=options["batch"])
         difference = counted.flops - cost.flops
         parts = counted.parts

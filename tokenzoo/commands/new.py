@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import keyword
 import re
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import click
 
 from tokenzoo.text import visible
 
+#: Files are called so as well.
+LONGEST = 64
 TEMPLATES = Path(__file__).parent.parent / "templates" / "method"
 #: Each file of the new distribution and the template it is made from.
 FILES = {
@@ -38,8 +43,11 @@ def write(name: str, directory: Path) -> list[Path]:
     from tokenzoo.errors import FailedError, UserError
     from tokenzoo.zoo.plugins import load_zoo
 
-    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
-        raise UserError(f"'{name}' is no method name. Use lower-case letters, digits and single dashes: my-method.")
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or len(name) > LONGEST:
+        rule = f"Use at most {LONGEST} lower-case letters, digits and single dashes: my-method."
+        raise UserError(f"'{name}' is no method name. {rule}")
+    if not _is_free(module_name(name)):
+        raise UserError(f"Python has a module or keyword '{module_name(name)}' already. Choose another name.")
     if name in load_zoo().names():
         raise UserError(f"The name '{name}' is taken by {load_zoo().info(name).origin}. Choose another.")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -64,6 +72,13 @@ def write(name: str, directory: Path) -> list[Path]:
             raise FailedError(f"Cannot write '{path}': {error.strerror}.") from None
         written.append(path)
     return written
+
+
+def _is_free(module: str) -> bool:
+    """Whether a module of this name would hide none that is installed; those in the current folder do not count."""
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() != Path.cwd()]
+    taken = keyword.iskeyword(module) or module in sys.stdlib_module_names
+    return not taken and PathFinder.find_spec(module, elsewhere) is None
 
 
 def module_name(name: str) -> str:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import click
+
+
+class Finite(click.FloatRange):
+    """A number in a range; "nan" is in none, and no amount is infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number = float(super().convert(value, param, context))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no amount.", param, context)
+        return number
+
 
 #: What no prompt and no cluster has more of. A number beyond it is a slip, and pricing it would take hours.
 IMAGES = FRAMES = click.IntRange(1, 10_000)
@@ -10,5 +24,5 @@ TOKENS = click.IntRange(0, 10_000_000)
 BATCH = click.IntRange(1, 100_000)
 DECODE = click.IntRange(0, 8192)
 GROUP = click.IntRange(1, 1024)
-SCALE = click.FloatRange(0, 1e6, min_open=True)
-MILLISECONDS = click.FloatRange(0, 1e12, min_open=True)
+SCALE = Finite(0, 1e6, min_open=True)
+MILLISECONDS = Finite(0, 1e12, min_open=True)

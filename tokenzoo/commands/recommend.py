@@ -6,11 +6,13 @@ import json
 
 import click
 
+from tokenzoo.commands.options import MILLISECONDS
+
 
 @click.command("recommend")
 @click.option("--arch", required=True, metavar="ARCH", help="The model, such as llava-onevision-7b.")
 @click.option("--hardware", required=True, metavar="GPU", help="The GPU, such as a100.")
-@click.option("--budget-ms", required=True, type=click.FloatRange(min=0, min_open=True), help="Prefill milliseconds, at most.")
+@click.option("--budget-ms", required=True, type=MILLISECONDS, help="Prefill milliseconds, at most.")
 @click.option("--video/--image", default=None, help="A video of 32 frames, or one image (default: what the model is for).")
 @click.option("--convention", default="llm-viewer", show_default=True, help="How FLOPs and time are counted.")
 @click.option(
@@ -29,4 +31,5 @@ def command(arch: str, hardware: str, budget_ms: float, video: bool | None, conv
     from tokenzoo.report.recommendation import recommendation
     from tokenzoo.report.terminal import console
 
-    console().print(recommendation(found))
+    terminal = console()
+    terminal.print(recommendation(found, terminal.width))

@@ -41,6 +41,8 @@ def command(
         sheets += _released(source, rows)
     if not tables:
         sheets += _overhead(source)
+    from tokenzoo.report.terminal import print_line
+
     text = show(sheets, form)
     if text is not None:
         click.echo(text, nl=False)
@@ -48,8 +50,10 @@ def command(
         twice = f", {counts['rounded twice']} of them by rounding twice" if counts["rounded twice"] else ""
         agreeing = counts["agrees"] + counts["rounded twice"]
         total = sum(counts.values())
-        click.echo(f"{len(rows)} rows: {agreeing} of {total} cells agree at the printed digits{twice}; ", nl=False)
-        click.echo(f"{counts['differs']} differ. Convention {source.convention}, {source.hardware}, {source.dtype}.")
+        print_line(
+            f"{len(rows)} rows: {agreeing} of {total} cells agree at the printed digits{twice}; {counts['differs']} differ. "
+            f"Convention {source.convention}, {source.hardware}, {source.dtype}."
+        )
 
 
 def _accuracy(source: Any, rows: list[Any], store_path: Path | None, form: str) -> None:

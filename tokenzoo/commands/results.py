@@ -43,7 +43,9 @@ def command(model: str, method: str, task: str, kind: str, form: str, out: Path 
     if form == "table" and out is None:
         from tokenzoo.report.terminal import console
 
-        console().print(cells_table(cells))
+        terminal = console()
+        if cells:
+            terminal.print(cells_table(cells, terminal.width))
         click.echo(f"{len(cells)} cells in {path}")
         return
     text = cells_json(cells) if form == "json" else cells_csv(cells)

@@ -21,11 +21,11 @@ def command(method: str) -> None:
 
 
 def _print(method: Description) -> None:
-    from tokenzoo.report.terminal import print_documentation, print_table
+    from tokenzoo.report.terminal import print_documentation, print_line, print_table
     from tokenzoo.zoo.describe import value_as_written
 
     entry = method.method
-    click.echo(click.style(f"{method.name}: {method.title}", bold=True))
+    print_line(f"{method.name}: {method.title}", "bold")
     print_documentation(method.documentation or method.summary)
     facts = [
         ("Hooks", ", ".join(method.hooks) or "none"),
@@ -67,7 +67,7 @@ def _print(method: Description) -> None:
         )
     if entry.published:
         _section("Published results")
-        click.echo(f"  {len(entry.published)} rows; 'tokenzoo compare --with-published' shows them beside the measured ones.")
+        print_line(f"  {len(entry.published)} rows; 'tokenzoo compare --with-published' shows them beside the measured ones.")
 
 
 def _section(title: str) -> None:

@@ -21,7 +21,7 @@ from tokenzoo.errors import UserError
 def command(
     method: str, image: Path | None, video: Path | None, frames: int, question: str, model: str | None, out: Path
 ) -> None:
-    """Draw which patches a method keeps in each stage of layers; the others are greyed."""
+    """Draw which patches a method keeps in each stage of layers: dropped ones are struck through, merged ones pale."""
     if (image is None) == (video is None):
         raise UserError("Give one picture to look at: --image FILE or --video FILE.")
     if out.suffix not in (".png", ".pdf", ".svg"):

@@ -59,8 +59,13 @@ def _run(name: str, model: str | None, tasks: str | None, limit: int, seed: int,
     import importlib
 
     from tokenzoo.commands.progress import progress_bar
+    from tokenzoo.comparison.plan import plan_of
+    from tokenzoo.comparison.settings import from_options
     from tokenzoo.comparison.store import Store
 
+    for option, value in (("model", model), ("tasks", tasks)):
+        if value is not None:  # looked at before torch is loaded
+            plan_of(from_options({"methods": "none", "limit": limit, "seed": seed, "timing": False, option: value}))
     with Store(store_path) as store, progress_bar(store) as progress:
         from tokenzoo.studies.common import open_lab
 
@@ -73,18 +78,14 @@ def _run(name: str, model: str | None, tasks: str | None, limit: int, seed: int,
 
 
 def _print(study: Any) -> None:
-    from rich.table import Table
     from rich.text import Text
 
+    from tokenzoo.report.grid import Head, grid
     from tokenzoo.report.terminal import console
 
     out = console()
-    table = Table(box=None, pad_edge=False)
-    for index, head in enumerate(study.header):
-        table.add_column(head, justify="left" if index == 0 else "right")
-    for row in study.rows:
-        table.add_row(*row)
-    out.print(Text(f"\n{study.title}", style="bold"), table, sep="\n")
+    heads = [Head(tuple(head.split("\n")), text=not index) for index, head in enumerate(study.header)]
+    out.print(Text(f"\n{study.title}", style="bold"), grid(heads, study.rows, out.width), sep="\n")
     out.print(Text("\nHere: ", style="bold").append(study.here, style="not bold"))
     out.print(Text("Paper: ", style="bold").append(study.paper, style="not bold"))
     out.print(Text(SAID[study.verdict], style="bold"))

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenzoo.numbers import si
+
 SI = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 #: No prompt is as long, no GPU as slow, no prefill as dear.
 MOST = {"flops": 1e21, "tokens": 1e6, "ms": 1e7}
@@ -46,6 +48,13 @@ class Amount:
         """What is counted, in words."""
         words = {"flops": "LLM FLOPs", "tokens": "visual tokens a layer", "ms": f"ms of prefill on {self.hardware}"}
         return words[self.quantity]
+
+    @property
+    def described(self) -> str:
+        """The amount with what is counted, in words: `33% of the LLM FLOPs`, `36 visual tokens a layer`."""
+        if self.share:
+            return f"{100 * self.value:g}% of the {self.unit}"
+        return f"{si(self.value)} {self.unit}"
 
     def of(self, unreduced: float) -> float:
         """The amount in numbers, where the unreduced model costs `unreduced`."""

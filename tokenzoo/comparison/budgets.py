@@ -10,9 +10,7 @@ from typing import Any
 from tokenzoo.comparison import cells
 from tokenzoo.comparison.amounts import Amount
 from tokenzoo.comparison.plan import SectionPlan
-from tokenzoo.cost import Cost, architecture_of, load_hardware, price, price_trace, workload_of
-from tokenzoo.cost.conventions import load_convention
-from tokenzoo.errors import UserError
+from tokenzoo.cost import Cost, architecture_of, price, price_trace, workload_of
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.numbers import percent, si
 
@@ -39,16 +37,6 @@ class Budget:
         """A cost as a share of the unreduced model's, or as a number where the budget is one."""
         share = percent(cost / self.unreduced)
         return share if self.amount.share else f"{si(cost)} {self.amount.unit} ({share})"
-
-
-def check_budgets(amounts: list[Amount], convention: str) -> None:
-    """Raise UserError, before anything is measured, where a GPU is unknown or the convention defines no times."""
-    rules = load_convention(convention)
-    for amount in amounts:
-        if amount.quantity == "ms":
-            load_hardware(amount.hardware)
-            if not rules.has_bytes:
-                raise UserError(f"Convention '{convention}' defines no time. Use --convention llm-viewer or exact.")
 
 
 def budget_of(amount: Amount, plan: SectionPlan, unreduced: dict[str, Any], calibrate: Calibrate, convention: str) -> Budget:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 
 from tokenzoo.comparison.budgets import TRIALS, Budget
 from tokenzoo.comparison.labels import label_of
+from tokenzoo.comparison.plan import Methods
 from tokenzoo.comparison.rows import Status
-from tokenzoo.comparison.settings import Settings
 from tokenzoo.cost.matching import most_within
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.zoo.errors import PluginError, kept_from_ending, reason
-from tokenzoo.zoo.plugins import Zoo
 
-#: Rows of every comparison: the model as it is, and the baselines that published methods often fail to beat.
-ALWAYS = ("none", "random", "pool")
+OnFailure = Callable[[str], None]
 
 
 @dataclass
@@ -43,21 +41,6 @@ class Candidate:
         """The method of a candidate that was not refused."""
         assert self.method is not None, f"'{self.label}' was refused"
         return self.method
-
-
-def methods_of(settings: Settings, zoo: Zoo) -> list[tuple[str, Pipeline]]:
-    """The methods asked for, as written and as built, with the baselines first. Raises UserError for wrong ones."""
-    wanted: list[str] = []
-    for text in settings.methods:
-        wanted += [name for name in zoo.names() if name not in ALWAYS] if text == "all" else [text]
-    named = {text.split(":")[0] for text in wanted}
-    texts = dict.fromkeys([name for name in ALWAYS if name not in named] + wanted)
-    built = [(text, zoo.build(text)) for text in texts]
-    return sorted(built, key=lambda item: item[1].name != "none")
-
-
-Methods = Sequence[tuple[str, Pipeline]]
-OnFailure = Callable[[str], None]
 
 
 def as_published(methods: Methods) -> list[Candidate]:

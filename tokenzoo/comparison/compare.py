@@ -1,7 +1,6 @@
 """Compare methods on the same questions, the same model and the same clock; the result is rows.
 
 from tokenzoo.comparison.compare import compare
-from tokenzoo.comparison.samples import write_samples
 from tokenzoo.comparison.settings import Settings
 comparison = compare(Settings(methods="aim,fastv", limit=100))
 """
@@ -21,11 +20,11 @@ from tokenzoo.bench.local import LocalTask
 from tokenzoo.bench.task import Task
 from tokenzoo.bench.timing import MethodError
 from tokenzoo.comparison import cells
-from tokenzoo.comparison.budgets import CALIBRATION, budget_of, check_budgets
-from tokenzoo.comparison.candidates import Candidate, as_published, at_retentions, methods_of, within
+from tokenzoo.comparison.budgets import CALIBRATION, budget_of
+from tokenzoo.comparison.candidates import Candidate, as_published, at_retentions, within
 from tokenzoo.comparison.code import benchmark_code
 from tokenzoo.comparison.identity import Questions, accuracy_identity, environment_of, timing_identity
-from tokenzoo.comparison.plan import SectionPlan, left_out, plan_sections, tasks_of
+from tokenzoo.comparison.plan import SectionPlan, plan_of
 from tokenzoo.comparison.pricing import Target
 from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.comparison.samples import write_samples
@@ -39,13 +38,14 @@ from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint, knows
 from tokenzoo.models.question import Question
 from tokenzoo.zoo.errors import PluginError, kept_from_ending
-from tokenzoo.zoo.plugins import Zoo, load_zoo
+from tokenzoo.zoo.plugins import Zoo
 
 if TYPE_CHECKING:
     from tokenzoo.comparison.cluster import Cluster
 
 #: An interquartile range of prefill above this share of the median tells of a busy machine.
 BUSY = 0.3
+BUSY_SAID = f"Times of a method vary by more than {100 * BUSY:.0f} % from round to round: their ratios are unreliable."
 
 
 class Progress(Protocol):
@@ -131,32 +131,29 @@ def compare(
     The workers of a `cluster` do what is to be measured; the table is the same as without one, but for the times.
     """
     began = time.monotonic()
-    zoo = load_zoo()
-    methods = methods_of(settings, zoo)
-    check_budgets(settings.amounts, settings.convention)
-    targets = [Target.parse(text, settings.convention) for text in settings.price]
-    tasks = tasks_of(settings.tasks, zoo, settings.frames)
     progress = progress or Silent()
-    runner = Runner(settings, zoo, store, progress, fresh, on_failure, samples, cluster)
-    runner.progress.say("loading models")
     models = None if cluster is None else cluster.open(settings, store, progress.advance, fresh)
-    plans = plan_sections(settings, tasks, models)
-    for plan in plans:
-        runner.progress.expect(len(methods) * plan.steps(settings) * len(settings.amounts or settings.retention or [""]))
-    begun: Iterable[BegunSection] = (begin_section(plan, methods, runner) for plan in plans)
+    plan = plan_of(settings, online=True, models=models)
+    runner = Runner(settings, plan.zoo, store, progress, fresh, on_failure, samples, cluster)
+    runner.progress.say("loading models")
+    for part in plan.sections:
+        runner.progress.expect(plan.rows * part.steps(settings))
+    begun: Iterable[BegunSection] = (begin_section(part, plan.methods, runner) for part in plan.sections)
     if cluster is not None:
         begun = list(begun)  # every section's work is queued before the first one is waited for
-    sections = [finish_section(section, targets, runner) for section in begun]
+    sections = [finish_section(section, plan.targets, runner) for section in begun]
+    busy = _was_busy(sections)
     return Comparison(
         sections=sections,
         settings=settings.model_dump(),
-        environment=environment_of(plans[-1].checkpoint),
+        environment=environment_of(plan.sections[-1].checkpoint),
         seconds=time.monotonic() - began,
-        notes=left_out(settings, tasks, plans) + _notes(sections, plans, targets),
+        notes=_notes(plan.sections, plan.targets) + [BUSY_SAID] * busy,
+        hints=plan.left_out + ["Repeat it on a quiet machine with --fresh."] * busy,
     )
 
 
-def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
+def _notes(plans: Sequence[SectionPlan], targets: Sequence[Target]) -> list[str]:
     """What a reader must know about all rows."""
     notes = [f"Prices: convention {target.convention}{target.times}." for target in targets[:1]]
     notes += [
@@ -165,13 +162,12 @@ def _notes(sections: Sequence[Section], plans: Sequence[SectionPlan], targets: S
         for target in targets
         if not target.takes(plan.kind)
     ]
-    notes += [f"{knows(plan.title)}" for plan in plans if knows(plan.title) and any(_is_own(task) for task in plan.tasks)]
-    for section in sections:
-        notes += section.warnings
+    return notes + [knows(plan.title) for plan in plans if knows(plan.title) and any(_is_own(task) for task in plan.tasks)]
+
+
+def _was_busy(sections: Sequence[Section]) -> bool:
     spreads = [row.timing.prefill_ms for section in sections for row in section.rows if row.timing]
-    if any(one.high - one.low > BUSY * one.median for one in spreads):
-        notes.append("The times spread widely: the machine was busy. Trust no ratio of this run; repeat it with --fresh.")
-    return notes
+    return any(one.high - one.low > BUSY * one.median for one in spreads)
 
 
 def _is_own(task: Task) -> bool:
@@ -266,9 +262,8 @@ def questions_of(task: Task, settings: Settings, plan: SectionPlan) -> Questions
         asked = Questions(task.questions(settings.limit, settings.seed), task)
     if not asked:
         raise UserError(f"Task '{task.name}' has no questions. Give it some, or leave it out of --tasks.")
-    unseen = next((question for question in asked if question.video), None) if not plan.takes_videos else None
-    if unseen is not None:
-        raise UserError(f"Question '{unseen.id}' is about a video, which '{plan.title}' does not take. Choose another --model.")
+    for question in asked:
+        plan.check(question)
     return asked
 
 

@@ -56,8 +56,8 @@ class Target:
     def cost(self, kind: str, method: Pipeline | None, trace: Trace | None = None) -> Cost:
         """Price one prefill.
 
-        `trace` carries a data-dependent method over: its retention recorded here, the target's views in the tower, the
-        method's own products left out (they depend on the picture too).
+        Where the count depends on the picture, the retention that `trace` recorded here is applied to the target. The vision
+        tower is priced at the target's own size. The method's own products are left out, since they depend on the picture too.
         """
         workload = self.workload(kind)
         options = {"convention": self.convention, "hardware": self.hardware}

@@ -140,13 +140,17 @@ class Section:
 
 @dataclass
 class Comparison:
-    """A finished comparison: its sections, the settings that made it, the machine it ran on."""
+    """A finished comparison: its sections, the settings that made it, the machine it ran on.
+
+    `notes` are for whoever reads the tables, `hints` for whoever ran them.
+    """
 
     sections: list[Section]
     settings: dict[str, Any]
     environment: dict[str, Any]
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Row]:

@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from tokenzoo.errors import FailedError
 
@@ -72,13 +73,7 @@ def default_path() -> Path:
     """`$TOKENZOO_STORE`, else results.sqlite in the user's data directory."""
     if "TOKENZOO_STORE" in os.environ:
         return Path(os.environ["TOKENZOO_STORE"])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "tokenzoo" / "results.sqlite"
+    return Path(platformdirs.user_data_dir("tokenzoo", appauthor=False)) / "results.sqlite"
 
 
 def cell_key(identity: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from tokenzoo.comparison.rows import Quoted, Row, TaskScore, Timing
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.statistics import Difference, Interval, paired_difference, spread
 from tokenzoo.errors import UserError
-from tokenzoo.numbers import percent, si
+from tokenzoo.numbers import percent
 from tokenzoo.zoo.plugins import Zoo
 
 
@@ -166,10 +166,9 @@ def terms_of(settings: Settings, rows: Sequence[Row]) -> tuple[str, bool]:
     """What to say above the rows of their costs, in one line, and whether all keep to one budget."""
     reduced = [row for row in rows if row.status == "ok" and not row.is_baseline]
     if settings.amounts:
-        shares = [f"{amount.text if amount.share else si(amount.value)} {'of the ' if amount.share else ''}{amount.unit}"
-                  for amount in settings.amounts]  # fmt: skip
+        shares = [amount.described for amount in settings.amounts]
         off = [row.label for row in reduced if not row.at_budget]
-        but = f"; cheaper, see the notes: {', '.join(off)}" if off else ""
+        but = f"; cheaper: {', '.join(off)}" if off else ""
         return f"Equal terms: every method set to at most {', '.join(shares)}{but}.", True
     costs = sorted((row.llm_share, row.label) for row in reduced if row.llm_share is not None)
     if not costs:

@@ -68,6 +68,8 @@ def recommend(
     if not load_convention(convention).has_bytes:
         raise UserError(f"Convention '{convention}' defines no time. Use llm-viewer or exact.")
     video = model.video is not None if video is None else video
+    if video and model.video is None:
+        raise UserError(f"'{model.name}' has no default size for videos. Leave --video out, or choose another --arch.")
     workload = model.video_workload(FRAMES) if video else model.image_workload()
     check_workload(model, workload)
 

@@ -96,7 +96,7 @@ class Trace:
             return cls(layers=data["layers"], samples=samples)
         except OSError as error:
             raise UserError(f"Cannot read trace '{path}': {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"'{path}' is not a tokenzoo trace ({error}). Write one with 'tokenzoo run --trace'.") from None
 
 

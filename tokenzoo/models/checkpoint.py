@@ -16,18 +16,15 @@ from transformers.utils import cached_file, logging
 
 from tokenzoo import errors
 from tokenzoo.errors import UserError
-from tokenzoo.models.folder import check_folder
 from tokenzoo.models.inputs import with_processor, without_processor
 from tokenzoo.models.media import first_line, read_image, read_video
+from tokenzoo.models.names import CHECKPOINTS, EMBEDDED, config_of, knows, locate, stay_offline_without_hub, video_token_of
 from tokenzoo.models.question import Question
-from tokenzoo.paths import is_folder
 
-CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
-EMBEDDED = ("embedded:llava", "embedded:onevision")
 #: What weights may be loaded as; "auto": as the checkpoint has them.
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
-__all__ = ["DTYPES", "EMBEDDED", "Checkpoint", "load", "read_image", "read_video"]
+__all__ = ["CHECKPOINTS", "DTYPES", "EMBEDDED", "Checkpoint", "knows", "load", "read_image", "read_video"]
 
 
 @dataclass
@@ -109,7 +106,8 @@ def load(
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise errors.unknown("dtype", dtype, DTYPES, "tokenzoo compare --help")
-    source = _locate(model)
+    source = locate(model)
+    stay_offline_without_hub(source)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -132,7 +130,7 @@ def outline(model: str, elsewhere: dict[str, Any]) -> Checkpoint:
 
     Raises UserError as `load` does.
     """
-    source = _locate(model)
+    source = locate(model)
     with _explained(model, source):
         config = AutoConfig.from_pretrained(source)
         return _with_processor(Checkpoint(model, SimpleNamespace(config=config), None, elsewhere=elsewhere), source, {})
@@ -163,16 +161,12 @@ def check_device(device: str) -> str:
 
 def takes_videos(model: str) -> bool:
     """Whether a model has a placeholder for videos, by its config alone; raises UserError as `load` does."""
-    source = _locate(model)
-    with _explained(model, source):
-        return getattr(AutoConfig.from_pretrained(source), "video_token_id", None) is not None
-
-
-def knows(model: str) -> str:
-    """What an embedded model can be asked about, as a sentence; "" for any other model."""
-    if model not in EMBEDDED:
-        return ""
-    return f"{model} knows only drawn scenes of coloured shapes and digits: what it says of other pictures means nothing."
+    config = config_of(model)
+    if config is None:
+        stay_offline_without_hub(model)
+        with _explained(model, model):
+            config = AutoConfig.from_pretrained(model).to_dict()
+    return video_token_of(config) is not None
 
 
 def _check_complete(model: str, about: Any, allow_missing: bool) -> None:
@@ -220,21 +214,3 @@ def _complete_processor(model_type: str) -> bool:
     from transformers.utils import is_torchvision_available
 
     return is_torchvision_available() or model_type == "llava"
-
-
-def _locate(model: str) -> str:
-    if model.startswith("embedded"):
-        if model not in EMBEDDED:
-            raise errors.unknown("embedded model", model, EMBEDDED, "tokenzoo list")
-        return str(CHECKPOINTS / model.partition(":")[2])
-    try:
-        path = Path(model).expanduser()
-    except RuntimeError:
-        raise UserError(f"No model directory '{model}': there is no such user.") from None
-    if is_folder(path):
-        check_folder(path)
-        return str(path)
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        choices = f"a directory, a Hub id such as org/name, or one of {', '.join(EMBEDDED)}"
-        raise UserError(f"No model directory '{model}'. Pass {choices}.")
-    return model

@@ -18,15 +18,16 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"No config.json in '{folder}': a model directory is one that save_pretrained wrote.")
     for path in sorted(folder.glob("*.json")):
-        _json(path)
-    config = _json(folder / "config.json")
+        read_json(path)
+    config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"'{folder / 'config.json'}' names no model_type, so nothing can load it.")
     for path in _weights(folder):
         _check_weights(path)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises UserError naming the file where it holds anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -42,7 +43,7 @@ def _weights(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        files = _json(folder / INDEX).get("weight_map")
+        files = read_json(folder / INDEX).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
             raise UserError(f"'{folder / INDEX}' has no weight_map from names to files.")
         missing = sorted({name for name in files.values() if not (folder / name).is_file()})
@@ -61,7 +62,7 @@ def _check_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # for torch it would be imported
             file.keys()
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is no whole safetensors file: {first_line(error)}.") from None

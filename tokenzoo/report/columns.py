@@ -255,7 +255,8 @@ def _number_column(
         value = get(row)
         return MISSING if value is None else show(value)
 
-    return Column(title, unit, origin, text, get, "lower", lambda row: {name: get(row)})
+    better: Literal["lower"] | None = "lower" if origin == "measured" else None
+    return Column(title, unit, origin, text, get, better, lambda row: {name: get(row)})
 
 
 def peak_column() -> Column:
@@ -276,7 +277,7 @@ def llm_flops_column() -> Column:
         return si(row.llm_flops) + (f" {percent(row.llm_share)}" if row.llm_share is not None else "")
 
     return Column(
-        "LLM FLOPs", "+ own", "computed", text, lambda row: row.llm_flops, "lower",
+        "LLM FLOPs", "+ own", "computed", text, lambda row: row.llm_flops, None,
         lambda row: {"llm_flops": row.llm_flops, "llm_share": row.llm_share},
     )  # fmt: skip
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from typing import Any
 
 from tokenzoo.comparison.rows import Comparison
 from tokenzoo.report.columns import all_columns
+from tokenzoo.report.delimited import csv_text
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -18,7 +17,7 @@ def comparison_csv(comparison: Comparison) -> str:
     for section in comparison.sections:
         for row in section.rows:
             line: dict[str, Any] = {"model": section.model, "input": section.kind, "method": row.method, "label": row.label}
-            line |= {"status": row.status, "note": row.note}
+            line |= {"status": row.status, "note": row.note, "budget": row.budget, "at_budget": row.at_budget}
             for column in all_columns(section):
                 line |= column.numbers(row) if column.numbers else {}
             lines.append(line)
@@ -26,12 +25,7 @@ def comparison_csv(comparison: Comparison) -> str:
             line = {"model": quoted.architecture, "input": section.kind, "method": quoted.method, "label": quoted.row}
             accuracy = {f"published {name}": value for name, value in quoted.accuracy.items()}
             lines.append(line | {"status": "quoted", "note": quoted.source} | accuracy)
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_text(lines)
 
 
 def comparison_json(comparison: Comparison) -> str:

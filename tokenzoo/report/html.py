@@ -1,4 +1,7 @@
-"""The comparison as one HTML file: no network, no scripts, plots inside."""
+"""The comparison as one HTML file: no network, no scripts, plots inside.
+
+What is compared, cost beside accuracy, stands in one table that a screen shows whole; tasks, details and prices follow.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from markupsafe import Markup
 from tokenzoo.comparison.rows import Comparison, Row, Section
 from tokenzoo.report import plots
 from tokenzoo.report.column import Column, ranking
-from tokenzoo.report.columns import SLOWER, all_columns, benchmarks, quoted_cells
-from tokenzoo.report.table import subtitle
+from tokenzoo.report.columns import COLUMN_GROUPS, SLOWER, benchmarks, quoted_cells
+from tokenzoo.report.wording import DIFFERS, INTERVALS, RATIO, SPREAD, marks, remarks, slower, subtitle
 
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
@@ -46,27 +49,27 @@ code { font-size: .95em; } details { margin: 1rem 0; } pre { overflow-x: auto; b
 <p class="note"><b class="measured">Measured</b> on {{ environment.machine }}, {{ environment.threads }} threads, torch
 {{ environment.torch }}, transformers {{ environment.transformers }}, {{ environment.dtype }}, {{ environment.attention }}
 attention, tokenzoo {{ environment.tokenzoo }}. <b class="computed">Computed</b> exactly from the recorded tokens.
-<b class="quoted">Quoted</b> from papers. <span class="best">Bold</span>: best, <span class="second">underlined</span>: second
-best, <code>none</code> left out. Brackets: 95&nbsp;% intervals (Wilson; differences: Bonett and Price); * differs from
-<code>none</code> (McNemar's exact test, p &lt; 0.05). ±: half the interquartile range over interleaved rounds; × none: median of
-the ratios within a round.{% for note in notes %} {{ note }}{% endfor %}</p>
+<b class="quoted">Quoted</b> from papers. {{ legend }}{% for note in notes %} {{ note }}{% endfor %}</p>
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
 <p class="note">{{ section.subtitle }}. {{ section.timed_on }}</p>
+{% if section.terms %}<p>{{ section.terms }}</p>{% endif %}
+{% for table in section.tables %}
 <div class="wide"><table>
 <thead>
 <tr><th></th>
-{% for origin, width in section.groups %}<th colspan="{{ width }}" class="{{ origin }}">{{ origin }}</th>{% endfor %}</tr>
+{% for origin, width in table.groups %}<th colspan="{{ width }}" class="{{ origin }}">{{ origin }}</th>{% endfor %}</tr>
 <tr><th>Method</th>
-{% for column in section.columns %}<th>{{ column.title }}<br><small>{{ column.unit }}</small></th>{% endfor %}</tr>
+{% for column in table.columns %}<th>{{ column.title }}<br><small>{{ column.unit }}</small></th>{% endfor %}</tr>
 </thead>
 <tbody>
-{% for row in section.rows %}
+{% for row in table.rows %}
 <tr class="{{ row.kind }}"><td><code>{{ row.label }}</code></td>
-{% if row.problem %}<td colspan="{{ section.columns | length }}">{{ row.problem }}</td>
+{% if row.problem %}<td colspan="{{ table.columns | length }}">{{ row.problem }}</td>
 {% else %}{% for text, rank in row.cells %}<td class="{{ rank }}">{{ text }}</td>{% endfor %}{% endif %}</tr>
 {% endfor %}
 </tbody></table></div>
+{% endfor %}
 {% if section.published %}<div class="wide"><table>
 <thead><tr><th></th><th></th><th colspan="{{ section.benchmarks | length }}" class="quoted">quoted</th></tr>
 <tr><th>Printed row</th><th>Source</th>{% for name in section.benchmarks %}<th>{{ name }}</th>{% endfor %}</tr></thead>
@@ -86,6 +89,7 @@ def html(comparison: Comparison) -> str:
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
     return template.render(
         environment=comparison.environment,
+        legend=f"{marks(comparison, 'Bold', 'underlined')} {INTERVALS}; {DIFFERS}. {SPREAD}; {RATIO}.",
         notes=comparison.notes,
         sections=[_section(section) for section in comparison.sections],
         record=json.dumps({"settings": comparison.settings, "environment": comparison.environment}, indent=2),
@@ -93,29 +97,35 @@ def html(comparison: Comparison) -> str:
 
 
 def _section(section: Section) -> dict:
-    columns = all_columns(section)
-    rows = sorted(section.rows, key=lambda row: not row.is_baseline)
-    ranks = [ranking(column, rows) for column in columns]
     return {
         "title": section.title,
         "subtitle": subtitle(section),
         "timed_on": section.timed_on,
-        "groups": [(origin, len(list(group))) for origin, group in groupby(columns, key=lambda column: column.origin)],
-        "columns": columns,
-        "rows": [_row(index, row, columns, ranks) for index, row in enumerate(rows)],
+        "terms": section.terms,
+        "tables": [_table(section, columns) for group in COLUMN_GROUPS if (columns := group(section))],
         "benchmarks": benchmarks(section.published),
         "published": [
             [f"{row.method}: {row.row} ({row.architecture})", row.source, *quoted_cells(row, benchmarks(section.published))]
             for row in section.published
         ],
-        "notes": [f"{row.label}: {row.note}" for row in rows if row.status == "ok" and row.note],
+        "notes": [*slower(section), *remarks(section)],
         "plots": [Markup(plots.svg(plot(section))) for plot in (plots.pareto, plots.tokens_per_layer)],
+    }
+
+
+def _table(section: Section, columns: list[Column]) -> dict:
+    rows = sorted(section.rows, key=lambda row: not row.is_baseline)
+    ranks = [ranking(column, rows, section.equal_cost) for column in columns]
+    return {
+        "groups": [(origin, len(list(group))) for origin, group in groupby(columns, key=lambda column: column.origin)],
+        "columns": columns,
+        "rows": [_row(index, row, columns, ranks) for index, row in enumerate(rows)],
     }
 
 
 def _row(index: int, row: Row, columns: list[Column], ranks: list[dict]) -> dict:
     if row.status != "ok":
-        return {"label": row.label, "kind": row.status, "problem": f"{row.status}: {row.note}"}
+        return {"label": row.label, "kind": row.status, "problem": f"{row.status}, see below"}
     cells = []
     for column, rank in zip(columns, ranks, strict=True):
         text = column.text(row)

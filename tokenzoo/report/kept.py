@@ -12,6 +12,8 @@ from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 
 #: More stages than this are thinned out; the first and the last are always drawn.
 MOST_STAGES = 6
+#: Half the width of the stroke through a dropped patch, as a share of the patch.
+STROKE = 0.06
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,18 @@ def patch_rows(source: SourceTrace) -> np.ndarray:
         assignment = np.asarray(source.assignment, dtype=int)
         return np.where(assignment >= 0, rows[np.maximum(assignment, 0)] if len(rows) else -1, -1)
     return rows[_content(source)]
+
+
+def own_tokens(trace: Trace, sample: int = 0) -> np.ndarray:
+    """For each patch of the first source whether a token stands at its place; the others were merged into one, or dropped."""
+    recorded = trace.samples[sample]
+    source = recorded.sources[0]
+    patches = sum(height * width for height, width in source.grids)
+    if source.assignment is None or source.source.structural or sum(source.source.view_tokens) != patches:
+        return np.ones(patches, bool)
+    text = {place for place, visual in zip(recorded.entry, recorded.visual, strict=True) if not visual}
+    places = [place for place in range(recorded.prompt_tokens) if place not in text][:patches]
+    return np.isin(places, [recorded.entry[row] for row in source.rows])
 
 
 def _content(source: SourceTrace) -> np.ndarray:
@@ -89,8 +103,8 @@ def thinned(pictures: Sequence[StagePicture], most: int = MOST_STAGES) -> list[S
 def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
     """Draw the stages of the first source over its views (pictures of any size, one per view of the trace).
 
-    Patches whose token is gone are greyed; lines part patches that went into different tokens, so what was merged
-    stands without lines.
+    Patches whose token is gone are greyed and struck through. Those that were merged into another patch's token are pale, and
+    lines part patches that went into different tokens.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -99,6 +113,7 @@ def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
     source = trace.samples[0].sources[0]
     groups = split_views(patch_rows(source), source.grids)
     merged = len(np.unique(patch_rows(source))) < sum(height * width for height, width in source.grids)
+    owners = split_views(own_tokens(trace), source.grids)
     view_name = "frame" if source.source.kind == "video" else "view"
     one_view = len(source.grids) == 1
     rows, columns = (1, len(pictures)) if one_view else (len(pictures), len(source.grids))
@@ -110,7 +125,7 @@ def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
     for index, stage in enumerate(pictures):
         for view, (alive, group) in enumerate(zip(stage.views, groups, strict=True)):
             place = axes[0][index] if one_view else axes[index][view]
-            place.imshow(greyed(views[view], alive))
+            place.imshow(greyed(views[view], alive, owners[view]))
             if merged:
                 _lines(place, np.where(alive, group, -1), np.asarray(views[view]).shape)
             place.set_xticks([])
@@ -125,15 +140,17 @@ def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
     return figure
 
 
-def greyed(picture: Any, alive: np.ndarray) -> np.ndarray:
-    """The picture [height, width, 3] in 0..1 with the patches that are not alive faded to light grey."""
+def greyed(picture: Any, alive: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+    """The picture [height, width, 3] in 0..1: patches that are not alive light grey with a stroke, which shows on grey pictures
+    as well, and those without an `own` token pale."""
     pixels = np.asarray(picture, dtype=float)[..., :3] / 255
     height, width = pixels.shape[:2]
-    y = np.arange(height) * alive.shape[0] // height
-    x = np.arange(width) * alive.shape[1] // width
-    mask = alive[y][:, x][..., None]
+    y, x = (np.arange(height) + 0.5) * alive.shape[0] / height, (np.arange(width) + 0.5) * alive.shape[1] / width
+    living = alive[y.astype(int)][:, x.astype(int)][..., None]
+    merged = np.zeros_like(living) if own is None else ~own[y.astype(int)][:, x.astype(int)][..., None]
     grey = 0.82 + 0.12 * (pixels.mean(-1, keepdims=True) - 0.5)
-    return np.where(mask, pixels, grey)
+    stroke = (np.abs((y % 1)[:, None] - (x % 1)) < STROKE)[..., None]
+    return np.where(living, np.where(merged, 0.45 * pixels + 0.55, pixels), np.where(stroke, 0.35, grey))
 
 
 def _lines(axes: Any, group: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -1,24 +1,30 @@
-"""The comparison as LaTeX tables (booktabs): grouped header, baseline first, best bold, second underlined.
+"""The comparison as LaTeX tables (booktabs): grouped header, baseline first, best bold, second in italics.
 
-The first table of a section is what a paper prints; the second holds every other column.
+The first table of a section is what a paper prints; the second holds every other column. What is said of single rows, refusals
+among it, stands below the first.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.report.column import Column, ranking
 from tokenzoo.report.columns import appendix_columns, benchmarks, paper_columns, quoted_cells
+from tokenzoo.report.wording import DIFFERS, INTERVALS, RATIO, SPREAD, marks, remarks
 
-PREAMBLE = r"\documentclass{article}\usepackage{booktabs}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{graphicx}"
 #: Begins what is made smaller where it is wider than the page, and never larger.
 FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+#: A caption above a table stands off its rule; article's own skip is for captions below.
+ABOVE = r"\setlength{\belowcaptionskip}{6pt}"
 ORIGINS = {"measured": "Measured", "computed": "Computed"}
+#: Italics and not an underline, which reads as the overline of the next row.
+MARKED = {"best": r"\textbf{%s}", "second": r"\textit{%s}"}
 #: Characters outside ASCII that our tables use, as LaTeX.
 SYMBOLS = str.maketrans({
-    "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "²": r"$^2$", "…": r"\dots{}",
+    "×": r"$\times$", "±": r"$\pm$", "Δ": r"$\Delta$", "–": r"\textendash{}", "²": r"$^2$", "…": r"\dots{}", "−": "$-$",
 })  # fmt: skip
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -32,29 +38,26 @@ def latex(comparison: Comparison) -> str:
     head = "% Made by tokenzoo. Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
     tables = []
     for section in comparison.sections:
-        settings = [f"{row.label}: {row.note}" for row in section.rows if row.status == "ok" and row.note]
-        notes = [*settings, *comparison.notes]
-        tables.append(_table(section, paper_columns(section), _caption(section, comparison), notes))
+        notes = [*remarks(section), *comparison.notes]
+        tables.append(_table(section, paper_columns(section), _caption(section, comparison), label(section.title), notes))
         if rest := appendix_columns(section):
-            tables.append(_table(section, rest, f"{escape(section.title)}: time, memory and all FLOPs."))
+            caption = f"{_subject(section)}: the other columns of Table~\\ref{{{label(section.title)}}}."
+            tables.append(_table(section, rest, caption, label(f"{section.title} more")))
         if section.published:
             tables.append(_quoted(section))
     return head + "\n".join(tables)
 
 
-def document(comparison: Comparison) -> str:
-    """The tables as a document that compiles by itself."""
-    return f"{PREAMBLE}\n\\begin{{document}}\n{latex(comparison)}\\end{{document}}\n"
+def label(title: str) -> str:
+    """`tab:embedded-llava-images`: what a paper refers to a table by."""
+    return f"tab:{'-'.join(re.findall(r'[a-z0-9.]+', title.lower()))}"
 
 
-def _table(section: Section, columns: Sequence[Column], caption: str, notes: Sequence[str] = ()) -> str:
+def _table(section: Section, columns: Sequence[Column], caption: str, name: str, notes: Sequence[str] = ()) -> str:
     rows = sorted(section.rows, key=lambda row: not row.is_baseline)
-    ranks = [ranking(column, rows) for column in columns]
+    ranks = [ranking(column, rows, section.equal_cost) for column in columns]
     lines = [
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\caption{{{caption}}}",
-        FIT,
+        *_head(caption, name),
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         *_header(columns),
@@ -62,7 +65,7 @@ def _table(section: Section, columns: Sequence[Column], caption: str, notes: Seq
     ]
     for index, row in enumerate(rows):
         if row.status != "ok":
-            cells = [rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{row.status}}}: {escape(row.note)}}}"]
+            cells = [rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{row.status}, see below}}}}"]
         else:
             cells = [_marked(column.text(row), rank.get(index)) for column, rank in zip(columns, ranks, strict=True)]
         lines.append(" & ".join([rf"\texttt{{{escape(row.label)}}}", *cells]) + r" \\")
@@ -76,10 +79,7 @@ def _quoted(section: Section) -> str:
     names = benchmarks(section.published)
     sources = "; ".join(dict.fromkeys(row.source for row in section.published))
     lines = [
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\caption{{{escape(section.title)}: quoted from {escape(sources)}.}}",
-        FIT,
+        *_head(f"{_subject(section)}: what papers printed, quoted from {escape(sources)}.", label(f"{section.title} quoted")),
         rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
         r"\toprule",
         rf"& & \multicolumn{{{len(names)}}}{{c}}{{Quoted}} \\",
@@ -88,9 +88,13 @@ def _quoted(section: Section) -> str:
         r"\midrule",
     ]
     for row in section.published:
-        cells = [escape(row.method), escape(f"{row.row} ({row.architecture})"), *map(escape, quoted_cells(row, names))]
+        cells = [escape(row.method), escape(f"{row.row} ({row.architecture})"), *map(number, quoted_cells(row, names))]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
+
+
+def _head(caption: str, name: str) -> list[str]:
+    return [r"\begin{table*}[t]", r"\centering", ABOVE, rf"\caption{{{caption}}}", rf"\label{{{name}}}", FIT]
 
 
 def _header(columns: Sequence[Column]) -> list[str]:
@@ -107,20 +111,28 @@ def _header(columns: Sequence[Column]) -> list[str]:
     )]  # fmt: skip
 
 
+def _subject(section: Section) -> str:
+    """The model and the kind of input, as a caption begins."""
+    return rf"\texttt{{{escape(section.model)}}} on {section.kind}s"
+
+
 def _caption(section: Section, comparison: Comparison) -> str:
     machine = escape(str(comparison.environment.get("machine", "?")))
-    return (
-        f"{escape(section.title)}: {section.questions} questions a method. Measured on {machine}; "
-        r"brackets are 95\,\% intervals, * $p<0.05$ against none (McNemar); $\pm$ half the interquartile range. "
-        r"Best in bold, second underlined, none left out; ! slower than none."
-    )
+    read = f"{marks(comparison, 'Bold', 'italics')} {INTERVALS}; {DIFFERS}. {SPREAD}; {RATIO}; ! slower than none."
+    said = f"{section.questions} questions a method. {section.terms}"
+    return f"{_subject(section)}: {escape(said.strip())} Measured on {machine}. {escape(read)}"
 
 
 def _marked(text: str, rank: str | None) -> str:
-    text = escape(text)
-    return rf"\textbf{{{text}}}" if rank == "best" else rf"\underline{{{text}}}" if rank == "second" else text
+    return MARKED[rank] % number(text) if rank else number(text)
+
+
+def number(text: str) -> str:
+    """A cell of numbers as LaTeX: a hyphen before a digit is a minus sign."""
+    return escape(re.sub(r"(?<![\w.])-(?=\d)", "−", text))
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; other characters outside ASCII become '?'."""
-    return "".join(SPECIAL.get(character, character if character.isascii() else "?") for character in text)
+    """Plain text as LaTeX; other characters outside ASCII become '?', and two hyphens stay two."""
+    plain = "".join(SPECIAL.get(character, character if character.isascii() else "?") for character in text)
+    return re.sub(r"-(?=-)", "-{}", plain)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenzoo.comparison.rows import Comparison, Row, Section
+from tokenzoo.comparison.rows import Comparison, Section
 from tokenzoo.report.column import Column, ranking
 from tokenzoo.report.columns import COLUMN_GROUPS, benchmarks, quoted_cells
-from tokenzoo.report.table import subtitle
+from tokenzoo.report.wording import DIFFERS, INTERVALS, RATIO, SPREAD, marks, remarks, slower, subtitle
 
 MARKS = {"best": "**{}**", "second": "<u>{}</u>"}
 
@@ -16,22 +16,21 @@ def markdown(comparison: Comparison) -> str:
     """Every section as tables; headings name the origin of each column's numbers."""
     parts: list[str] = []
     for section in comparison.sections:
-        parts += [f"## {section.title}", subtitle(section) + "."]
-        for columns in (group(section) for group in COLUMN_GROUPS):
-            if columns:
-                parts.append(rows_markdown(columns, section.rows))
+        parts += [f"## {section.title}", f"{subtitle(section)}. {section.terms}".strip()]
+        parts += [rows_markdown(columns, section) for group in COLUMN_GROUPS if (columns := group(section))]
         if section.published:
             parts.append(quoted_markdown(section))
-        parts += _notes(section)
+        said = [*slower(section), *remarks(section)]
+        parts += ["\n".join(f"- {_escape(one)}" for one in said)] if said else []
     return "\n\n".join([*parts, _footer(comparison)]) + "\n"
 
 
-def rows_markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+def rows_markdown(columns: Sequence[Column], section: Section) -> str:
     """One table of these columns."""
     heads = [f"{column.title}<br>{column.unit}<br>*{column.origin}*" for column in columns]
     lines = [_line(["Method", *heads]), _line(["---", *("---:" for _ in columns)])]
-    ranks = [ranking(column, rows) for column in columns]
-    for index, row in enumerate(rows):
+    ranks = [ranking(column, section.rows, section.equal_cost) for column in columns]
+    for index, row in enumerate(section.rows):
         if row.status != "ok":
             cells = [row.status, *("" for _ in columns[1:])]
         else:
@@ -52,20 +51,14 @@ def quoted_markdown(section: Section) -> str:
     return "\n".join(lines)
 
 
-def _notes(section: Section) -> list[str]:
-    said = [f"- `{row.label}`: {'' if row.status == 'ok' else row.status + ': '}{row.note}" for row in section.rows if row.note]
-    return ["\n".join(said)] if said else []
-
-
 def _footer(comparison: Comparison) -> str:
     machine = comparison.environment
     return (
         f"Measured on {machine.get('machine', '?')}, {machine.get('threads', '?')} threads, torch {machine.get('torch', '?')},"
         f" transformers {machine.get('transformers', '?')}, {machine.get('dtype', '?')}, {machine.get('attention', '?')}"
-        f" attention, with tokenzoo {machine.get('tokenzoo', '?')}. Brackets: 95 % intervals (Wilson; for differences, Bonett"
-        " and Price); * p < 0.05 (McNemar's exact test). ±: half the interquartile range over interleaved rounds; ! slower than"
-        " none."
-    ) + "".join(f" {note}" for note in comparison.notes)
+        f" attention, with tokenzoo {machine.get('tokenzoo', '?')}. {marks(comparison, 'Bold', 'underlined')} {INTERVALS};"
+        f" {DIFFERS}. {SPREAD}; {RATIO}; ! slower than none."
+    ).replace("*", "\\*") + "".join(f" {note}" for note in comparison.notes)
 
 
 def _escape(text: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,23 +44,22 @@ def show(sheets: Sequence[Sheet], form: str) -> str | None:
 
 
 def _print(sheets: Sequence[Sheet]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
+    from tokenzoo.report.grid import Head, grid
     from tokenzoo.report.terminal import console
+    from tokenzoo.text import printable
 
     out = console(WIDTH)
     for sheet in sheets:
-        table = Table(title=escape(sheet.title), box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
-        for index, column in enumerate(sheet.columns):
-            left = index in sheet.left
-            table.add_column(escape(column), justify="left" if left else "right", overflow="fold", no_wrap=not left)
-        for row in sheet.rows:
-            table.add_row(*(escape(cell) for cell in row))
-        out.print(table)
+        out.print(Text(printable(sheet.title), style="bold"))
+        heads = [
+            Head((title,), text=True) if index in sheet.left else Head.over(title, [row[index] for row in sheet.rows])
+            for index, title in enumerate(sheet.columns)
+        ]
+        out.print(grid(heads, sheet.rows, out.width))
         for note in sheet.notes:
-            out.print(escape(note), style="dim")
+            out.print(Text(printable(note), style="dim"))
         out.print()
 
 
@@ -75,13 +73,16 @@ def _markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def _latex(sheets: Sequence[Sheet]) -> str:
-    from tokenzoo.report.latex import FIT, SYMBOLS, escape
+    from tokenzoo.report.latex import ABOVE, FIT, SYMBOLS, escape, label
 
     parts = []
     for sheet in sheets:
-        head = [r"\begin{table}[t]", r"\centering", rf"\caption{{{escape(sheet.title)}}}"]
-        body = _tabulated(sheet, sheet.rows, "latex_booktabs").translate(SYMBOLS)
-        parts.append("\n".join([*head, FIT, f"{body}}}", r"\end{table}", *(f"% {note}" for note in sheet.notes)]))
+        caption = rf"\caption{{{escape(sheet.title)}}}"
+        head = [r"\begin{table}[t]", r"\centering", ABOVE, caption, rf"\label{{{label(sheet.title)}}}"]
+        rows = [[re.sub(r"^-(?=\d)", "−", cell) for cell in row] for row in sheet.rows]
+        body = _tabulated(sheet, rows, "latex_booktabs").translate(SYMBOLS)
+        below = [rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {escape(note)}}}" for note in sheet.notes]
+        parts.append("\n".join([*head, FIT, f"{body}}}", *below, r"\end{table}"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,19 +94,9 @@ def _tabulated(sheet: Sheet, rows: Sequence[Sequence[str]], form: str) -> str:
 
 
 def _csv(sheets: Sequence[Sheet]) -> str:
-    rows = [row for sheet in sheets for row in sheet.data]
-    flat = [{key: _flat(value) for key, value in row.items()} for row in rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in flat for key in row)), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()
+    from tokenzoo.report.delimited import csv_text
 
-
-def _flat(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value)) if all(not isinstance(item, dict) for item in value) else json.dumps(value)
-    return json.dumps(value) if isinstance(value, dict) else "" if value is None else value
+    return csv_text([row for sheet in sheets for row in sheet.data])
 
 
 def _json(sheets: Sequence[Sheet]) -> str:

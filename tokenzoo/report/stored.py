@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from rich.table import Table
+from rich.text import Text
 
 from tokenzoo.comparison.statistics import spread, wilson
 from tokenzoo.comparison.store import Cell
 from tokenzoo.numbers import si
+from tokenzoo.report.delimited import csv_text
+from tokenzoo.report.grid import Head, grid
 
 #: Left out of the table on the terminal; CSV has them.
 HIDDEN = ("low", "high", "seed", "tokenzoo", "torch", "transformers", "rounds", "machine")
@@ -46,18 +46,13 @@ def lines_of(cell: Cell) -> list[dict[str, Any]]:
     return lines
 
 
-def cells_table(cells: Sequence[Cell]) -> Table:
-    """A table for the terminal, one line per cell and method."""
-    table = Table(box=None, pad_edge=False)
+def cells_table(cells: Sequence[Cell], width: int) -> Text:
+    """A table for the terminal, one line per cell and method, the method first."""
     lines = [line for cell in cells for line in lines_of(cell)]
-    shown = [name for name in (lines[0] if lines else {}) if name not in HIDDEN]
-    for name in shown:
-        wide = name in ("model", "method")
-        numeric = not isinstance(lines[0][name], str)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=not wide)
-    for line in lines:
-        table.add_row(*(_text(name, line) for name in shown))
-    return table
+    first = lines[0] if lines else {}
+    names = ["method", *(name for name in first if name not in ("method", *HIDDEN))] if lines else []
+    heads = [Head((name,), text=isinstance(first[name], str)) for name in names]
+    return grid(heads, [[_text(name, line) for name in names] for line in lines], width)
 
 
 def _text(name: str, line: dict[str, Any]) -> str:
@@ -71,12 +66,7 @@ def _text(name: str, line: dict[str, Any]) -> str:
 
 def cells_csv(cells: Sequence[Cell]) -> str:
     """One line per cell and method."""
-    lines = [line for cell in cells for line in lines_of(cell)]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_text([line for cell in cells for line in lines_of(cell)])
 
 
 def cells_json(cells: Sequence[Cell]) -> str:

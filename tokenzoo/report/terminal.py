@@ -6,29 +6,44 @@ import os
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
+
+from tokenzoo.report.grid import Head, grid
+from tokenzoo.text import printable
 
 #: Columns of what is read rather than compared.
 PAGE = 120
+#: No terminal is narrower: what says so does not know.
+NARROWEST = 20
+
+
+class Terminal(Console):
+    """rich's console; a reader that closes the pipe ends the command as it ends any other program."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that rich is handling as it calls this
 
 
 def console(width: int = 100) -> Console:
     """The terminal as wide as it is; a page of `width` columns where the output goes to a file and COLUMNS says nothing."""
-    found = Console(highlight=False)
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=width)
+    found = Terminal(highlight=False)
+    if not found.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        found.width = width
+    found.width = max(found.width, NARROWEST)
+    return found
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> None:
-    """Print rows of plain text in columns, long cells wrapped; without headers where all are empty."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(headers))
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    """Print rows of plain text in columns, long cells folded; without headers where all are empty."""
+    out = console(PAGE)
+    heads = [Head((header,) if header else (), text=True) for header in headers]
     if rows:
-        console(PAGE).print(Padding(table, (0, 0, 0, indent), expand=False))
+        out.print(grid(heads, rows, out.width, indent=indent))
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print a sentence, wrapped."""
+    console(PAGE).print(Text(printable(text), style=style))
 
 
 def print_documentation(text: str) -> None:
