@@ -132,12 +132,12 @@ from dataclasses import dataclass
 from tokenzoo import TokenReducer
 @dataclass
 class Breaks(TokenReducer):
-    \"\"\"Divides by nothing.\"\"\"
+    \"\"\"Fails.\"\"\"
     name = "breaks"
     def kept(self, entered, layers):
         return {1: entered // 2}
     def score(self, layer):
-        return layer.visual.float() * (1 // len(()))
+        raise ZeroDivisionError("no token left")
 """
 
 
@@ -150,6 +150,6 @@ def test_a_plugins_failure_and_its_times_are_told_as_in_one_process(address, tmp
     assert cli.run([*command, "--ray", address]) == 1
     section = json.loads(capsys.readouterr().out)["sections"][0]
     none, *_, broken = section["rows"]
-    assert broken["status"] == "failed" and broken["note"] == "ZeroDivisionError: division by zero (task attribute)"
+    assert broken["status"] == "failed" and broken["note"] == "ZeroDivisionError: no token left (task attribute)"
     assert none["timing"]["prefill_ms"]["rounds"] == 1
     assert section["timed_on"].endswith(f"batch size 1, on {os.uname().nodename}.")
