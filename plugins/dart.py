@@ -73,11 +73,9 @@ def take_in_turn(likeness: Tensor, pivots: Tensor, count: int) -> Tensor:
 
     `pivots` are out from the start. The first rows take one more where the number is not even.
     """
-    out = torch.zeros(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    out[pivots] = True
-    taken = [pivots[:0]]
-    for number, row in enumerate(likeness):
+    taken = [pivots]
+    for number in range(len(likeness)):
+        likeness = likeness.index_fill(1, taken[-1], torch.inf)
         share = count // len(likeness) + (number < count % len(likeness))
-        taken.append(row.masked_fill(out, torch.inf).argsort(stable=True)[:share])
-        out[taken[-1]] = True
-    return torch.cat(taken)
+        taken.append(likeness[number].argsort(stable=True)[:share])
+    return torch.cat(taken[1:])

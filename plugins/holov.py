@@ -51,30 +51,28 @@ class HoloV(TokenReducer):
 
     def reduce(self, tokens: VisualTokens) -> Tensor | Reduction:
         attention, count = tokens.encoder_saliency().mean(0), tokens.count or 0
-        kept = self.choose(attention, count)
-        missing = count - len(kept)
-        if not missing:
+        sizes = self.strips(len(attention), count)
+        strip = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(attention.device)
+        size, place = torch.tensor(sizes, device=strip.device), torch.arange(len(strip), device=strip.device)
+        mean = torch.zeros_like(size, dtype=attention.dtype).index_add_(0, strip, attention) / size
+        quotas = torch.minimum(self.quotas(mean / mean.sum(), sizes, count), size)
+        worth = torch.where((quotas >= size)[strip], -place, attention)  # a strip that is kept whole stays in order
+        kept, real = ops.top_of_groups(worth, strip, quotas, count), place[:count] < quotas.sum()
+        if self.order == "raster":
+            kept = kept[torch.where(real, kept, len(place)).argsort(stable=True)]
+        if self.overflow == "redistribute":
             return kept
-        zeros = tokens.features.new_zeros(missing, tokens.features.shape[1])
-        assignment = torch.full_like(kept[:1], -1).repeat(len(attention))
-        assignment[kept] = torch.arange(len(kept), device=kept.device)
-        last = torch.full_like(kept[:1], len(attention) - 1).repeat(missing)
-        return Reduction(torch.cat([tokens.features[kept], zeros]), torch.cat([kept, last]), assignment)
+        features = torch.where(real[:, None], tokens.features[kept], 0)
+        assignment = torch.full_like(place, -1).scatter(0, kept, torch.where(real, place[:count], -1))
+        return Reduction(features, torch.where(real, kept, len(place) - 1), assignment)
 
-    def choose(self, attention: Tensor, count: int) -> Tensor:
-        """At most `count` of the tokens with this attention [N], strip after strip."""
-        place = torch.arange(len(attention), device=attention.device)
-        crops = min(self.crops or max(1, int(1024 / 576 * len(attention) / count)), len(attention))
-        sizes = len(attention) // crops + (place[:crops] < len(attention) % crops)
-        strip = place[:crops].repeat_interleave(sizes)
-        mean = torch.zeros_like(attention[:crops]).index_add_(0, strip, attention) / sizes
-        quotas = self.quotas(mean / mean.sum(), sizes, count)
-        whole = (quotas >= sizes)[strip]
-        kept = ops.top_of_groups(torch.where(whole, -place, attention), strip, quotas)
-        return kept if self.order == "attention" else kept.sort().values
+    def strips(self, total: int, count: int) -> list[int]:
+        """How long each strip is: equally, the first ones one token longer where that is not possible."""
+        strips = min(self.crops or max(1, int(1024 / 576 * total / count)), total)
+        return [total // strips + (number < total % strips) for number in range(strips)]
 
-    def quotas(self, share: Tensor, sizes: Tensor, count: int) -> Tensor:
-        """How many tokens each strip may keep, by its share of the attention."""
+    def quotas(self, share: Tensor, sizes: list[int], count: int) -> Tensor:
+        """How many tokens each strip is given, by its share of the attention."""
         if self.overflow == "redistribute":
             return ops.apportion(share * count, sizes, count)
         quotas = (share * count).floor().long()

@@ -117,7 +117,7 @@ class SparseVLM(TokenReducer):
 
     def raters(self, layer: DecoderLayer, rows: Tensor) -> Tensor:
         """Which of the text tokens `rows` rate, [rows], bool; chosen once, when all visual tokens are there."""
-        if len(layer.memory.get("sparsevlm", ())) != len(rows):
+        if "sparsevlm" not in layer.memory:
             embeddings = layer.embeddings().float()
             weight = (embeddings[layer.visual] @ embeddings[rows].T).softmax(-1).mean(0)
             chosen = weight > weight.mean()
@@ -128,8 +128,9 @@ class SparseVLM(TokenReducer):
         """G of the distances between text tokens and visual tokens, [rows, visual]."""
         positions, frequencies = layer.positions().float(), layer.frequencies().float()
         positions = positions if positions.ndim == 2 else positions[None]
-        distance = positions[:, rows, None] - positions[:, None, layer.visual]
-        decay = torch.stack([(distance * frequency).cos().mean(0) for frequency in frequencies]).mean(0)
+        angles = (positions[..., None] * frequencies).transpose(0, 1).flatten(1)
+        turned = torch.cat([angles.cos(), angles.sin()], dim=1)  # so that products are sums of cos(δ θ)
+        decay = turned[rows] @ turned[layer.visual].T / angles.shape[1]
         decay = decay if self.gravity_floor is None else decay.clamp(min=self.gravity_floor)
         return decay * (2 * len(frequencies)) ** 0.5
 

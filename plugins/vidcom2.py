@@ -48,18 +48,21 @@ class VidCom2(TokenReducer):
         return min(sum(views), max(1, round(self.retention * sum(views))))
 
     def reduce(self, tokens: VisualTokens) -> Tensor:
-        _, frame, sizes = tokens.view.unique_consecutive(return_inverse=True, return_counts=True)
+        frame, sizes = tokens.view, tokens.view_counts()
         x = distinct_channels(tokens.features.float())
-        video_score, frame_score = likeness(x, x.mean(0)), likeness(x, _means(x, frame, sizes)[frame])
-        share = sizes * self.scales(-_means(video_score[:, None], frame, sizes)[:, 0])
+        means = _means(x, frame, len(sizes))
+        video_score, frame_score = likeness(x, x.mean(0)), likeness(x, means[frame])
+        size = torch.tensor(sizes, device=frame.device)
+        distinctness = -_means(video_score[:, None], frame, len(sizes))[:, 0]
+        share = size * self.scales(distinctness.masked_fill(size == 0, -torch.inf))
         rounded = share.round().long().clamp(min=1)
         counts = rounded if tokens.count is None else ops.apportion(share, sizes, tokens.count, least=1)
-        return ops.top_of_groups(-video_score - frame_score, frame, counts).sort().values
+        return ops.top_of_groups(-video_score - frame_score, frame, counts, tokens.count).sort().values
 
     def scales(self, distinctness: Tensor) -> Tensor:
-        """The share of each frame's tokens that is kept, by the frame's distinctness u [frames]."""
+        """The share of each frame's tokens that is kept, by the frame's distinctness u [frames] (-inf: an empty frame)."""
         bonus = (distinctness / 0.01).softmax(0)
-        return (self.retention * (1 + bonus - bonus.mean())).clamp(max=1)
+        return (self.retention * (1 + bonus - 1 / distinctness.isfinite().sum())).clamp(max=1)
 
 
 def distinct_channels(x: Tensor) -> Tensor:
@@ -74,6 +77,8 @@ def likeness(x: Tensor, centre: Tensor) -> Tensor:
     return torch.stack([(-squares / (2 * width)).exp() for width in WIDTHS]).sum(0)
 
 
-def _means(x: Tensor, group: Tensor, sizes: Tensor) -> Tensor:
-    """The mean of each group of x [tokens, d]."""
-    return x.new_zeros(len(sizes), x.shape[1]).index_add_(0, group, x) / sizes[:, None]
+def _means(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The mean of each group of x [tokens, d]; 0 for an empty one."""
+    sums = x.new_zeros(groups, x.shape[1]).index_add_(0, group, x)
+    sizes = x.new_zeros(groups).index_add_(0, group, torch.ones_like(group, dtype=x.dtype))
+    return sums / sizes.clamp(min=1)[:, None]

@@ -63,16 +63,17 @@ class VisionZip(TokenReducer):
             kept, targets, merged, place = zip_views(x[index], score[index], keys[index], dominant, contextual)
             anchors = index.gather(1, torch.cat([kept[:, :0].new_zeros(len(index), with_cls), kept, targets], 1))
             made = torch.cat([*([] if cls is None else [cls[numbers]]), x[index.gather(1, kept)], merged], 1)
-            kinds = torch.tensor([1] * with_cls + [0] * dominant + [2] * contextual, device=x.device)
-            for number, own, *part, goes in zip(numbers, index, made, anchors, place, strict=True):
-                parts[number] = part[0], part[1], kinds + 1 if tokens.tiles and number else torch.zeros_like(kinds)
+            # behind the base view's, in section 0, the tiles' dominant patches, CLS tokens and contextual tokens
+            tiled = torch.tensor([2] * with_cls + [1] * dominant + [3] * contextual, device=x.device)
+            for number, own, rows, stand_for, goes in zip(numbers, index, made, anchors, place, strict=True):
+                parts[number] = rows, stand_for, tiled if tokens.tiles and number else torch.zeros_like(tiled)
                 into[own] = torch.where(goes < 0, -1, goes + with_cls + sum(tokens.left[:number]))
         features, anchors, sections = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        order = anchors
+        order = anchors.argsort(stable=True)
         if tokens.early:
-            rows = torch.where(sections == 1, tokens.reading_place(anchors), torch.arange(len(anchors), device=x.device))
-            order = sections * len(x) + rows
-        order = order.argsort(stable=True)
+            here = torch.arange(len(anchors), device=x.device)
+            order = torch.where(sections == 1, tokens.reading_place(anchors), here).argsort(stable=True)
+            order = order[sections[order].argsort(stable=True)]
         return Reduction(features[order], anchors[order], torch.where(into < 0, -1, order.argsort()[into.clamp(min=0)]))
 
 

@@ -14,7 +14,7 @@ from tokenzoo.host.families import BUILT_IN
 from tokenzoo.host.family import Family, Module, find_family
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.prompt import Span
-from tokenzoo.host.refusals import check_model
+from tokenzoo.host.refusals import check_model, check_own_pruning
 from tokenzoo.host.run import Run
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reducer import TokenReducer
@@ -49,6 +49,7 @@ def apply(
     outer, model = model, unwrapped(model)
     zoo = load_zoo()
     reducers = _reducers(zoo, reducer)
+    check_own_pruning(model)
     family = family_of(model)
     decoder = family.decoder(model)
     if decoder in _ACTIVE:

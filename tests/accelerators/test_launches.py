@@ -19,6 +19,8 @@ QWEN2_7B = Architecture("qwen2-7b", 3584, 28, 28, 4, 18944, 152064)
 QWEN2_05B = Architecture("qwen2-0.5b", 896, 24, 14, 2, 4864, 151936)
 #: Launches of a method's own work after one layer, at 1,568 visual tokens.
 EACH_LAYER = 40
+#: SparseVLM asks for more: it scores, chooses raters once, and clusters what it drops.
+MORE = {"sparsevlm": 80}
 #: Launches of AIM's ranking in all its layers, for a video of 6,272 tokens of which 1,568 enter the LLM.
 AIM_VIDEO = 300
 INSIDE = [name for name in ZOO.names() if ZOO.build(name).reducers[0].acts_inside]
@@ -50,7 +52,7 @@ def launches(name: str, architecture: Architecture, visual: int, text: int) -> d
         after = kept[layer]
         if after is None or not 0 < after < present:
             continue
-        event = own_work.layer_event(layer, present, workload, memory)
+        event = own_work.layer_event(layer, present, visual, workload, memory)
         with torch.no_grad(), Weightless(), Launches() as counted:
             method.pick(event, after)
         found[layer], present = counted.count, after
@@ -59,7 +61,7 @@ def launches(name: str, architecture: Architecture, visual: int, text: int) -> d
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_layer_costs_few_launches(name: str) -> None:
-    assert max(launches(name, QWEN2_05B, 1568, 100).values(), default=0) <= EACH_LAYER
+    assert max(launches(name, QWEN2_05B, 1568, 100).values(), default=0) <= MORE.get(name, EACH_LAYER)
 
 
 def test_aims_video_row() -> None:

@@ -18,6 +18,21 @@ from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
 from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
 
 CASES = [("llava", "single"), ("llava-onevision", "video"), ("qwen2.5-vl", "single"), ("qwen2.5-vl", "video")]
+#: Families whose layers cost in other ways: a few methods each, which act before the projector, before and inside the LLM.
+MORE_CASES = [
+    ("llava-next", "single"),
+    ("llava-next-video", "video"),
+    ("video-llava", "video"),
+    ("qwen2-vl", "single"),
+    ("qwen3-vl", "video"),
+    ("qwen3-vl-mha", "single"),
+    ("qwen3-vl-moe", "single"),
+    ("internvl", "single"),
+    ("gemma3", "single"),
+    ("smolvlm", "single"),
+    ("idefics3", "single"),
+]
+FEW = ["none", "random", "prumerge", "aim:retention=0.4,l1=2,l2=5", "prumerge_plus:mode=fixed,ratio=0.2+fastv:K=2"]
 LAYERS = 12
 #: The seed methods at settings that act within few layers.
 SEEDS = [
@@ -43,7 +58,7 @@ PAIRS = SEED_PAIRS + [(pair, CASES[number % len(CASES)]) for number, pair in enu
 def first_sample(inputs: dict[str, Any]) -> dict[str, Any]:
     """The first sample of a batch alone, without its padding (its picture comes first)."""
     kept = inputs["attention_mask"][0].bool()
-    per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+    per_token = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
     return {name: value[:1, kept] if name in per_token else value for name, value in inputs.items()}
 
 
@@ -60,6 +75,19 @@ def test_counted_is_computed(case: tuple[str, str], specification: str) -> None:
         check(*model_and_inputs(*case), specification)
     except UnsupportedError as error:  # the method says that it cannot work on such a model
         assert specification in OTHERS and specification in str(error)
+
+
+@pytest.mark.parametrize("case", MORE_CASES, ids=" ".join)
+@pytest.mark.parametrize("specification", FEW)
+def test_counted_is_computed_for_more_families(case: tuple[str, str], specification: str) -> None:
+    check(*model_and_inputs(*case), specification)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", MORE_CASES, ids=" ".join)
+@pytest.mark.parametrize("specification", [*SEEDS, *OTHERS, *COMBINATIONS])
+def test_counted_is_computed_for_every_method(case: tuple[str, str], specification: str) -> None:
+    test_counted_is_computed(case, specification)
 
 
 @pytest.mark.matrix
@@ -89,8 +117,15 @@ def check(model: Any, inputs: dict[str, Any], specification: str) -> None:
     assert counted.torch_flops == counted.flops == cost.flops
     assert counted.torch_method == counted.method == cost.part("method").flops
     assert counted.module("lm_head") == cost.part("lm head").flops
-    assert counted.module("model.language_model") == sum(part.flops for part in cost.layers)
+    assert counted.module("model.language_model") + counted.module("model.text_model") == sum(part.flops for part in cost.layers)
     vision = cost.part("vision").flops + cost.part("projector").flops
-    modules = ("model.vision_tower", "model.multi_modal_projector", "model.visual")
+    modules = (
+        "model.vision_tower",
+        "model.vision_model",
+        "model.video_tower",
+        "model.multi_modal_projector",
+        "model.connector",
+        "model.visual",
+    )
     assert sum(map(counted.module, modules)) == vision
     assert price_trace(counted.trace, architecture, reducer, head_positions="all").flops == cost.flops

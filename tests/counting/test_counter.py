@@ -54,8 +54,9 @@ def test_an_unknown_operator_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("specification", ["none", "fastv:K=2,R=0.6", "vtw:K=3", "aim:retention=0.5,l1=2,l2=5"])
-def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
-    model = tiny_model("llava", layers=6)
+@pytest.mark.parametrize("family", ["llava", "qwen3-vl-moe", "gemma3"])
+def test_kv_bytes_and_a_decoding_step(family: str, specification: str) -> None:
+    model = tiny_model(family, layers=6)
     inputs = tiny_inputs(model, "single")
     reducer = load_zoo().build(specification)
     with torch.no_grad(), apply(model, reducer) as run:
@@ -67,7 +68,7 @@ def test_kv_bytes_and_a_decoding_step(specification: str) -> None:
         step = {
             "input_ids": torch.tensor([[5]]),
             "attention_mask": torch.ones(1, prompt + 1, dtype=torch.long),
-            "position_ids": torch.tensor([[prompt]]),
+            "position_ids": torch.full((3, 1, 1) if "qwen" in family else (1, 1), prompt),
         }
         with FlopCounterMode(display=False, custom_mapping=CUSTOM) as mode:
             model(**step, past_key_values=cache, use_cache=True)

@@ -116,7 +116,7 @@ def test_what_only_the_prefill_needs_is_let_go() -> None:
     with tokenzoo.apply(model, "fastv:K=1+vtw:K=3") as run, torch.no_grad():
         model(**tiny_inputs(model, "left"))
     assert len(run.prefill.stages) == 3
-    assert all(stage.mask is None and stage.position_embeddings is None for stage in run.prefill.stages)
+    assert not any(stage.masks or stage.position_embeddings for stage in run.prefill.stages)
 
 
 def test_a_vision_tower_without_adapter_is_named() -> None:

@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaModel, LlavaConfig,
 
 import tokenzoo
 from tokenzoo import UnsupportedError, UserError
+from tokenzoo.testing.case import Case
 from tokenzoo.testing.check import tiny_case
 from tokenzoo.testing.contract import check_case
 from tokenzoo.testing.inputs import tiny_inputs
@@ -185,7 +186,7 @@ def clip_llava():
     return LlavaForConditionalGeneration(config).eval()
 
 
-def test_clip_with_all_its_features_keeps_the_cls_token_and_refuses_to_drop_before_the_projector():
+def test_clip_with_all_its_features_keeps_the_cls_token():
     model = clip_llava()
     inputs = {"input_ids": torch.tensor([[5, *[90] * 17, 6, 7]]), "pixel_values": torch.randn(1, 3, 32, 32)}
     with torch.no_grad():
@@ -195,8 +196,9 @@ def test_clip_with_all_its_features_keeps_the_cls_token_and_refuses_to_drop_befo
         with tokenzoo.apply(model, "uniform:retention=0.5") as run:
             model(**inputs)
         assert run.trace.visual_tokens() == [9] * 4 and run.trace.samples[0].entry[1] == 1
-        with tokenzoo.apply(model, "prumerge"), pytest.raises(UnsupportedError, match="'full'"):
-            model(**inputs)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    report = check_case(Case(model, inputs, "CLS passes the projector"), load_zoo().build("prumerge").reducers)
+    assert not report.findings and report.dropped and report.outcome.trace.samples[0].entry[1] == 1
 
 
 @pytest.mark.parametrize("method", ["vtw:K=2", "random:retention=0"])
@@ -258,3 +260,10 @@ def test_each_method_keeps_its_own_positions_before_the_llm(first, second):
     pair = f"random:retention=0.7,position={first}+uniform:retention=0.5,position={second}"
     report = check_case(case, load_zoo().build(pair).reducers)
     assert [str(finding) for finding in report.findings] == []
+
+
+def test_a_model_that_drops_tokens_by_itself_is_refused_by_name():
+    model = tiny_model("llava", layers=2)
+    model.config.model_type, model.config.video_pruning_rate = "nemotron_h_omni", 0.7
+    with pytest.raises(UnsupportedError, match=r"nemotron_h_omni.*video_pruning_rate=0.7"), tokenzoo.apply(model, "fastv"):
+        pass

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
+from tokenzoo.application import family_of
 from tokenzoo.testing.inputs import take_sample, tiny_inputs
 from tokenzoo.testing.models import tiny_model
 
@@ -65,11 +66,14 @@ def told(family, case, **options):
     method = Asks(**options)
     with tokenzoo.apply(model, method), torch.no_grad():
         model(**inputs)
-    vision = model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    vision = next(getattr(model.model, name) for name in ("visual", "vision_tower", "vision_model") if hasattr(model.model, name))
     vision.set_attn_implementation("remembering")
     outputs: list[torch.Tensor] = []
-    layers = vision.blocks if hasattr(vision, "blocks") else vision.encoder.layers
-    handles = [layer.register_forward_hook(lambda m, a, out: outputs.append(out)) for layer in layers]
+    layers = family_of(model).encoder_layers(model)
+    handles = [
+        layer.register_forward_hook(lambda m, a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+        for layer in layers
+    ]
     SEEN.clear()
     with torch.no_grad():
         model(**inputs)
@@ -98,12 +102,48 @@ def test_siglips_column_mean_of_every_tile(layer):
     assert seen["everything"].shape[1] == views * 36 and "cls" not in seen
 
 
-@pytest.mark.parametrize(("family", "layer"), [("qwen2-vl", 1), ("qwen2.5-vl", 0), ("qwen2.5-vl", 1), ("qwen2.5-vl", 2)])
+def joined(values, side):
+    """The mean of each side x side block of square views [views, n * n, channels], block by block."""
+    views, count, channels = values.shape
+    n = int(count**0.5)
+    grid = values.reshape(views, n, n, channels)
+    blocks = [
+        grid[:, row : row + side, column : column + side].flatten(1, 2).mean(1)
+        for row in range(0, n, side)
+        for column in range(0, n, side)
+    ]
+    return torch.stack(blocks, 1)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize(
+    ("family", "case", "cls"),
+    [("internvl", "single", 1), ("smolvlm", "single", 0), ("idefics3", "single", 0), ("llava-next-video", "video", 1)],
+)
+def test_several_patches_that_become_one_token_before_the_projector(family, case, cls, layer):
+    """Pixel shuffles (InternVL, Idefics3, SmolVLM) and pooled frames (LLaVA-NeXT-Video)."""
+    _, seen, maps, outputs = told(family, case, layer=layer)
+    maps = [weights for weights in maps if weights.shape[-1] == outputs[0].shape[1]]  # the encoder's, not the decoder's
+    shape = seen["features"].shape[0]
+    views = slice(0, shape // len(joined(outputs[layer][:1, cls:], 2)[0]))  # a method sees one source: a tile, or all frames
+    features = joined(outputs[layer][-1:, cls:] if views.stop == 1 else outputs[layer][:, cls:], 2)
+    weights = maps[layer][-1:] if views.stop == 1 else maps[layer]
+    torch.testing.assert_close(seen["features"], features.flatten(0, 1), atol=1e-5, rtol=1e-4)
+    column = joined(weights.mean(2)[..., cls:].transpose(1, 2), 2).flatten(0, 1).T
+    torch.testing.assert_close(seen["everything"], column, atol=1e-5, rtol=1e-4)
+    if cls:
+        row = joined(weights[:, :, 0, 1:].transpose(1, 2), 2).flatten(0, 1).T
+        torch.testing.assert_close(seen["cls"], row, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"), [("qwen2-vl", 1), ("qwen3-vl", 1), ("qwen2.5-vl", 0), ("qwen2.5-vl", 1), ("qwen2.5-vl", 2)]
+)
 @pytest.mark.parametrize("case", ["single", "video"])
 def test_qwens_column_mean_of_every_merge_unit(family, case, layer):
     """Windowed and full attention, windows put back into raster order, the four patches of a token averaged."""
     model, seen, maps, outputs = told(family, case, layer=layer)
-    per_layer = len(maps) // 3 if family == "qwen2-vl" else None
+    per_layer = len(maps) // 3 if family != "qwen2.5-vl" else None
     patches = len(outputs[layer])
     if per_layer:
         own = maps[per_layer * layer : per_layer * (layer + 1)]
@@ -243,22 +283,30 @@ class Inside(TokenReducer):
         return layer.visual.float()
 
 
-@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl"])
+@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe"])
 def test_the_decoders_attention_states_and_positions(family):
     model = tiny_model(family, "eager", layers=LAYERS)
     inputs = take_sample(tiny_inputs(model, "left"), "left", 1)
     method = Inside()
+    entering: list[torch.Tensor] = []  # DeepStack adds to a layer's output before the next layer gets it
+    decoder = model.model.language_model
+    handles = [
+        layer.register_forward_pre_hook(lambda m, a, k: entering.append(a[0] if a else k["hidden_states"]), with_kwargs=True)
+        for layer in decoder.layers
+    ]
     with torch.no_grad():
-        stock = model(**inputs, output_attentions=True, output_hidden_states=True)
+        stock = model(**inputs, output_attentions=True)
+        for handle in handles:
+            handle.remove()
         with tokenzoo.apply(model, method):
             model(**inputs)
     seen = method.told
     torch.testing.assert_close(seen["attention"], stock.attentions[2][0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen["upcoming"], stock.attentions[3][0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(seen["states"], stock.hidden_states[3][0])
-    torch.testing.assert_close(seen["inputs"], stock.hidden_states[2][0])
-    torch.testing.assert_close(seen["embeddings"], stock.hidden_states[0][0])
-    torch.testing.assert_close(seen["norm"], model.model.language_model.norm(stock.hidden_states[3])[0])
+    torch.testing.assert_close(seen["states"], entering[3][0])
+    torch.testing.assert_close(seen["inputs"], entering[2][0])
+    torch.testing.assert_close(seen["embeddings"], entering[0][0])
+    torch.testing.assert_close(seen["norm"], decoder.norm(entering[3])[0])
     assert seen["positions"].shape[-1] == len(seen["states"])
     assert (seen["after"] > seen["visual"].max()).all() and len(seen["after"])
 

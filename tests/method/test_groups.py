@@ -22,11 +22,11 @@ def test_apportion_takes_the_next_token_where_it_is_most_missing(groups: list[tu
         free = [g for g in range(len(sizes)) if counts[g] < sizes[g]]
         counts[min(free, key=lambda g: (counts[g] >= least, counts[g] - shares[g] if counts[g] >= least else 0, g))] += 1
     exact = torch.tensor(shares, dtype=torch.double)
-    assert ops.apportion(exact, torch.tensor(sizes), total, least).tolist() == counts
+    assert ops.apportion(exact, sizes, total, least).tolist() == counts
 
 
 def test_shares_that_add_up_get_the_largest_remainders() -> None:
-    assert ops.apportion(torch.tensor([2.6, 1.9, 0.5]), torch.tensor([9, 9, 9]), 5).tolist() == [3, 2, 0]
+    assert ops.apportion(torch.tensor([2.6, 1.9, 0.5]), [9, 9, 9], 5).tolist() == [3, 2, 0]
 
 
 @quick
@@ -39,4 +39,7 @@ def test_top_of_groups(sizes: list[int], data: st.DataObject) -> None:
     expected = []
     for g, count in enumerate(counts):
         expected += sorted((i for i in range(total) if group[i] == g), key=lambda i: (-scores[i], i))[:count]
-    assert ops.top_of_groups(torch.tensor(scores), torch.tensor(group), torch.tensor(counts)).tolist() == expected
+    given = torch.tensor(scores), torch.tensor(group), torch.tensor(counts)
+    assert ops.top_of_groups(*given).tolist() == ops.top_of_groups(*given, sum(counts)).tolist() == expected
+    filled = ops.top_of_groups(*given, total).tolist()
+    assert filled[: len(expected)] == expected and sorted(filled) == list(range(total))

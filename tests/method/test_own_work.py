@@ -14,7 +14,15 @@ from tokenzoo.method.workload import Architecture, Source, Workload
 from tokenzoo.zoo.plugins import load_zoo
 
 ZOO = load_zoo((), ())
-SETTINGS = ["aim", "aim:retention=0.6", "prumerge:mode=fixed", "prumerge:mode=fixed,ratio=0.4", "prumerge_plus:mode=fixed"]
+SETTINGS = [
+    "aim",
+    "aim:retention=0.6",
+    "prumerge:mode=fixed",
+    "prumerge:mode=fixed,ratio=0.4",
+    "prumerge_plus:mode=fixed",
+    "fastvid:version=llava-video,retention=0.3",
+    "prunesid:retention=0.5",
+]
 APART = ("aim", "cdpruner", "prumerge", "prumerge_plus")
 BEFORE = [name for name in ZOO.names() if ZOO.method(name)().enters and name not in APART]
 INSIDE = [name for name in ZOO.names() if ZOO.method(name)().implements("score_flops")]
@@ -64,4 +72,4 @@ def test_pick_in_closed_form_is_what_is_counted(name: str, visual: int, text: in
     method = ZOO.method(name)()
     (layer, *_) = method.layers(workload.architecture.layers)
     known = method.score_flops(visual + text, workload.architecture)
-    assert known is not None and known == own_work.pick_flops(method, ((layer, visual, after),), workload)
+    assert known is not None and known == own_work.pick_flops(method, visual, ((layer, visual, after),), workload)

@@ -126,6 +126,7 @@ def test_dart_on_given_keys_and_states(name: str) -> None:
         visual=visual,
         text=torch.cat([torch.arange(start), torch.arange(start + count, total)]),
         entered=count,
+        text_behind=total - start - count,
         signals=SimpleNamespace(key=lambda rows: arrays["keys"], final_norm=lambda states: states),
     )
     method = dart(arrays)

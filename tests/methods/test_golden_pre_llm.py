@@ -156,13 +156,8 @@ def test_holovs_strips_follow_the_published_rule_and_scores(name: str) -> None:
     """Deviation from the paper, not from its code: a strip's published score is 1,090 times its mean attention (1 token: 1)."""
     arrays = golden(name)
     x, crops = arrays["x"][0], arrays["crop_scores"].shape[1]
-    if name.startswith(("holov_llava64", "holov_crops5", "holov_qwen")):
-        share = int(arrays["num_tokens"]) / len(x)
-        free, fixed = (
-            decide(HoloV(retention=share, crops=c), views_of(x[None], encoder=Encoder(arrays["attention"][0]), has_cls=True))
-            for c in (None, int(arrays["num_crops"]))
-        )
-        assert free.tolist() == fixed.tolist()
+    if name.startswith(("holov_llava64", "holov_crops5", "holov_qwen")):  # num_crops is what the rule gives
+        assert len(HoloV().strips(len(x), int(arrays["num_tokens"]))) == int(arrays["num_crops"])
     means = torch.stack([strip.mean() for strip in arrays["attention"][0].tensor_split(crops)])
     factor = 1090 if len(x) >= 2 * crops else 1
     assert torch.allclose(means * factor, arrays["crop_scores"][0], rtol=1e-4)

@@ -51,11 +51,11 @@ def test_schedules_never_grow_and_stay_within_what_there_is(name: str, workload:
     except UnreachableError:
         methods = [method]
     for method in methods:
-        if not method.fixed_schedule and workload.sources:
-            with pytest.raises(DataDependentError):
-                method.schedule(workload)
+        try:
+            counts = method.schedule(workload)
+        except DataDependentError:  # of some methods the picture decides for videos only
+            assert not method.fixed_schedule and workload.sources
             continue
-        counts = method.schedule(workload)
         assert len(counts) == workload.architecture.layers
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 0
         assert counts[0] <= workload.visual_tokens

@@ -18,7 +18,7 @@ MOST_TOKENS = 10**7
 
 
 class DecoderSizes(Record):
-    """The sizes of a decoder; `head_dim` 0 is hidden / heads."""
+    """The sizes of a decoder; `head_dim` 0 is hidden / heads. `experts` and what follows: see `Architecture`."""
 
     hidden: Size
     layers: Depth
@@ -27,23 +27,31 @@ class DecoderSizes(Record):
     intermediate: Size
     vocab: Size
     head_dim: Count = 0
+    experts: Count = 0
+    active_experts: Count = 0
+    expert_intermediate: Count = 0
+    dense_layers: Counts = ()
+    window: Count = 0
+    full_attention_layers: Counts = ()
 
     @model_validator(mode="after")
     def _groups(self) -> DecoderSizes:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly")
+        if self.experts and not (1 <= self.active_experts <= self.experts and self.expert_intermediate):
+            raise ValueError(f"{self.experts} experts need active_experts (1 to {self.experts}) and expert_intermediate")
         return self
 
 
 class VisionTower(Record):
-    """A vision encoder. `kind` is "vit" (fixed pictures of `image_size`), "qwen2-vl" or "qwen2.5-vl" (any grid).
+    """A vision encoder. `kind` is "vit" (fixed pictures of `image_size`), or a Qwen-VL's (any grid).
 
-    `merge` x `merge` patches become one token; `window` is the side of an attention window in pixels, for all layers but
-    `full_attention_layers` (0: every layer attends to the whole view). The output of layer `feature_layer` (from 0;
-    negative: from the last) goes to the projector.
+    `merge` x `merge` patches become one token; after `deepstack` of the layers all tokens are projected besides. `window` is
+    the side of an attention window in pixels, for all layers but `full_attention_layers` (0: every layer attends to the whole
+    view). The output of layer `feature_layer` (from 0; negative: from the last) goes to the projector.
     """
 
-    kind: Literal["vit", "qwen2-vl", "qwen2.5-vl"]
+    kind: Literal["vit", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
     hidden: Size
     layers: Depth
     heads: Size
@@ -54,6 +62,7 @@ class VisionTower(Record):
     gated: bool = False
     temporal_patch: Size = 1
     merge: Size = 1
+    deepstack: Count = 0
     window: Count = 0
     full_attention_layers: Counts = ()
     channels: Size = 3
@@ -69,10 +78,10 @@ class VisionTower(Record):
 
 
 class Projector(Record):
-    """Two linear layers from the encoder (for Qwen-VL from merge x merge patches at once) to the decoder."""
+    """Two linear layers from the encoder (for Qwen-VL from merge x merge patches at once) to the decoder; one with hidden 0."""
 
     inputs: Size
-    hidden: Size
+    hidden: Count
     outputs: Size
 
 

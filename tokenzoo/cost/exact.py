@@ -8,6 +8,8 @@ Element-wise work is a column of its own: 4 per element of an RMS norm (7 of a l
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenzoo.cost.operations import Operation, Step, flash_attention, linear
 from tokenzoo.method.workload import Architecture
 
@@ -18,10 +20,11 @@ def elementwise(name: str, flops: int, numbers: int, width: int, parallel: bool 
 
 
 def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False) -> list[Operation]:
-    """The operations of one decoder layer (gated MLP, grouped-query attention, rotary embedding)."""
+    """The operations of one decoder layer (gated MLP or active experts, grouped-query attention, rotary embedding)."""
     hidden, inner, rows, width = decoder.hidden, decoder.intermediate, step.batch * step.queries, step.width
     queries, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     rotated = rows * (queries + kv)
+    mlp = [linear(name, rows, hidden, inner, width) for name in ("gate", "up")]
     return [
         elementwise("attention norm", 4 * rows * hidden, 2 * rows * hidden, width, parallel=False),
         linear("q", rows, hidden, queries, width),
@@ -32,12 +35,20 @@ def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False)
         linear("out", rows, queries, hidden, width),
         elementwise("attention add", rows * hidden, 3 * rows * hidden, width, parallel=False),
         elementwise("mlp norm", 4 * rows * hidden, 2 * rows * hidden, width, parallel=False),
-        linear("gate", rows, hidden, inner, width),
-        linear("up", rows, hidden, inner, width),
+        *([linear("router", rows, hidden, decoder.experts, width, parallel=False)] if decoder.experts else []),
+        *(_with_experts(operation, decoder, rows, width) for operation in mlp),
         elementwise("activation", 5 * rows * inner, 3 * rows * inner, width),
-        linear("down", rows, inner, hidden, width),
+        _with_experts(linear("down", rows, inner, hidden, width), decoder, rows, width),
         elementwise("mlp add", rows * hidden, 3 * rows * hidden, width, parallel=False),
     ]
+
+
+def _with_experts(operation: Operation, decoder: Architecture, rows: int, width: int) -> Operation:
+    """A linear layer of the MLP where each row has experts of its own: all that some row has are read."""
+    if not decoder.experts:
+        return operation
+    more = min(decoder.experts, rows * decoder.active_experts) - decoder.active_experts
+    return replace(operation, bytes=operation.bytes + width * more * decoder.expert_intermediate * decoder.hidden)
 
 
 def attention(step: Step, heads: int, head_dim: int, kv: int, parallel: bool = True) -> list[Operation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,24 @@ VISION_MODELS = {
     "llava_next": "vit",
     "llava_onevision": "vit",
     "qwen2_vl": "qwen2-vl",
+    "llava_next_video": "vit",
+    "video_llava": "vit",
+    "internvl": "vit",
+    "gemma3": "vit",
+    "idefics3": "vit",
+    "smolvlm": "vit",
     "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "qwen3-vl",
+    "qwen3_vl_moe": "qwen3-vl",
 }
 #: model_type of the vision towers whose shape is known, and whether they prepend a class token.
-CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
+CLASS_TOKEN = {
+    "clip_vision_model": True,
+    "internvl_vision": True,
+    "siglip_vision_model": False,
+    "idefics3_vision": False,
+    "smolvlm_vision": False,
+}
 
 
 def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
@@ -108,9 +123,11 @@ def _may(values: dict[str, Any], key: str, default: int, name: str) -> int:
     return _whole(values[key], key, name) if values.get(key) else default
 
 
-def _decoder(text: dict[str, Any], name: str) -> dict[str, int]:
+def _decoder(text: dict[str, Any], name: str) -> dict[str, Any]:
     heads = _need(text, ("num_attention_heads",), name)
     return {
+        **_experts(text, name),
+        **_windows(text, name),
         "hidden": _need(text, ("hidden_size",), name),
         "layers": _need(text, ("num_hidden_layers",), name),
         "heads": heads,
@@ -119,6 +136,41 @@ def _decoder(text: dict[str, Any], name: str) -> dict[str, int]:
         "vocab": _need(text, ("vocab_size",), name),
         "head_dim": _may(text, "head_dim", 0, name),
     }
+
+
+def _experts(text: dict[str, Any], name: str) -> dict[str, Any]:
+    """A mixture of experts, as Qwen3-VL writes it; {} where there is none."""
+    if not text.get("moe_intermediate_size"):
+        return {}
+    layers, step = _need(text, ("num_hidden_layers",), name), _may(text, "decoder_sparse_step", 1, name)
+    dense = text.get("mlp_only_layers") or ()
+    if not isinstance(dense, (list, tuple)) or len(dense) > MOST_VIEWS:
+        raise UserError(f"'mlp_only_layers' in the config of '{name}' must be a list of layers, not {_short(dense)}.")
+    return {
+        "experts": _need(text, ("num_experts", "num_local_experts"), name),
+        "active_experts": _need(text, ("num_experts_per_tok",), name),
+        "expert_intermediate": _whole(text["moe_intermediate_size"], "moe_intermediate_size", name),
+        "dense_layers": [layer for layer in range(layers) if layer in dense or (layer + 1) % step],
+    }
+
+
+def _windows(text: dict[str, Any], name: str) -> dict[str, Any]:
+    """Sliding-window layers among full ones, as Gemma writes them; {} where there are none."""
+    types = text.get("layer_types") or ()
+    if not isinstance(types, (list, tuple)) or len(types) > MOST_VIEWS:
+        raise UserError(f"'layer_types' in the config of '{name}' must be a list of layer types, not {_short(types)}.")
+    if "sliding_attention" not in types:
+        return {}
+    full = [index for index, kind in enumerate(types) if kind != "sliding_attention"]
+    return {"window": _need(text, ("sliding_window",), name), "full_attention_layers": full}
+
+
+def _side(vision: dict[str, Any], key: str, name: str) -> int:
+    """A size in pixels that may be written as (height, width)."""
+    value = vision.get(key)
+    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
+        return _whole(value[0], key, name)
+    return _need(vision, (key,), name)
 
 
 def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
@@ -133,12 +185,13 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         "layers": _need(vision, ("num_hidden_layers",), name),
         "heads": _need(vision, ("num_attention_heads",), name),
         "intermediate": _need(vision, ("intermediate_size",), name),
-        "patch": _need(vision, ("patch_size",), name),
-        "image_size": _need(vision, ("image_size",), name),
+        "patch": _side(vision, "patch_size", name),
+        "image_size": _side(vision, "image_size", name),
         "class_token": CLASS_TOKEN[kind],
         "channels": _may(vision, "num_channels", 3, name),
     }
-    layers = values.get("vision_feature_layer", -2)
+    shuffled = _shuffle(values, model_type, tower, name)
+    layers = values.get("vision_feature_layer", -1 if shuffled else -2)
     features = len(layers) if isinstance(layers, (list, tuple)) else 1
     wanted = layers[-1] if isinstance(layers, (list, tuple)) and layers else layers
     if isinstance(wanted, int) and wanted:  # hidden state n is the output of layer n - 1
@@ -150,18 +203,42 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         "projector": {"inputs": features * tower["hidden"], "hidden": hidden, "outputs": hidden},
         "image": {"view_tokens": [tokens]},
     }
+    if shuffled:
+        inputs = tower["hidden"] * shuffled**2
+        tower["merge"] = shuffled
+        entry["projector"] = {"inputs": inputs, "hidden": hidden if model_type == "internvl" else 0, "outputs": hidden}
+        if model_type == "gemma3":  # patches are averaged, not joined
+            entry["projector"]["inputs"] = tower["hidden"]
+        entry["image"] = {"view_tokens": [(side // shuffled) ** 2]}  # one tile
     if model_type == "llava_onevision":
         entry["image"] = {"view_tokens": [tokens, tokens], "structural": side, "encoder_views": [tokens, tokens]}
         entry["video"] = {"tokens": (-(-side // 2)) ** 2, "encoder_tokens": tokens, "structural": 1}
-    if model_type == "llava_next":
+    if model_type == "video_llava":
+        entry["video"] = {"tokens": tokens + 1}  # each frame's CLS token goes along
+    if model_type == "llava_next_video":
+        entry["video"] = {"tokens": (side // _may(values, "spatial_pool_stride", 2, name)) ** 2}
+    if model_type in ("llava_next", "llava_next_video"):
         grid = [tokens, 4 * tokens]
         entry["image"] = {"view_tokens": grid, "structural": 2 * side, "encoder_views": [tokens] * 5}
     return entry
 
 
+def _shuffle(values: dict[str, Any], model_type: str, tower: dict[str, Any], name: str) -> int:
+    """How many patches a side become one token by a pixel shuffle or by pooling; 0 where each is a token."""
+    if model_type == "gemma3":
+        return tower["image_size"] // tower["patch"] // max(1, math.isqrt(_may(values, "mm_tokens_per_image", 256, name)))
+    if model_type == "internvl":
+        ratio = values.get("downsample_ratio", 0.5)
+        if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+            raise UserError(f"'downsample_ratio' in the config of '{name}' must be a number up to 1, not {_short(ratio)}.")
+        return round(1 / ratio)
+    return _may(values, "scale_factor", 2, name) if model_type in ("idefics3", "smolvlm") else 0
+
+
 def _qwen(vision: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:
     merge = _may(vision, "spatial_merge_size", 2, name)
-    newer = model_type == "qwen2_5_vl"
+    windowed = model_type == "qwen2_5_vl"
+    newer = model_type != "qwen2_vl"
     width = _need(vision, ("hidden_size",) if newer else ("embed_dim",), name)
     ratio = vision.get("mlp_ratio") or 4
     if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1000:
@@ -178,9 +255,10 @@ def _qwen(vision: dict[str, Any], model_type: str, hidden: int, name: str) -> di
         "patch": _need(vision, ("patch_size",), name),
         "temporal_patch": _may(vision, "temporal_patch_size", 2, name),
         "merge": merge,
-        "gated": newer,
-        "window": _need(vision, ("window_size",), name) if newer else 0,
-        "full_attention_layers": list(full) if newer else [],
+        "deepstack": len(vision.get("deepstack_visual_indexes") or ()) if VISION_MODELS[model_type] == "qwen3-vl" else 0,
+        "gated": windowed,
+        "window": _need(vision, ("window_size",), name) if windowed else 0,
+        "full_attention_layers": list(full) if windowed else [],
         "channels": _may(vision, "in_channels", 3, name),
     }
     outputs = _may(vision, "out_hidden_size" if newer else "hidden_size", hidden, name)

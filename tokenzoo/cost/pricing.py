@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,7 +16,7 @@ from tokenzoo.cost.hardware import Hardware, dtype_named, load_hardware, width_o
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
-from tokenzoo.method.workload import Workload
+from tokenzoo.method.workload import Architecture, Workload
 
 
 class Schedulable(Protocol):
@@ -105,8 +106,9 @@ def price_tokens(
     if rules.whole_model:
         parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
-    layers = {count: setting.layer(count, count) for count in set(tokens)}
-    parts += [Part(f"layer {index}", layers[count]) for index, count in enumerate(tokens)]
+    kinds = [(model.decoder.of_layer(index), count) for index, count in enumerate(tokens)]
+    layers = {(decoder, count): setting.layer(decoder, count, count) for decoder, count in set(kinds)}
+    parts += [Part(f"layer {index}", layers[kind]) for index, kind in enumerate(kinds)]
     positions = tokens[-1] if head_positions == "all" and rules.whole_model else min(1, tokens[-1])
     parts.append(setting.part("lm head", rules.lm_head(model.decoder, batch * positions, setting.width)))
     if rules.whole_model and overhead:
@@ -123,7 +125,7 @@ def price_tokens(
         visual_tokens=tuple(visual_tokens),
         projector_tokens=projector_tokens,
         parts=tuple(part for part in parts if part.operations),
-        kv_bytes_per_layer=tuple(setting.kv_bytes(count) for count in tokens),
+        kv_bytes_per_layer=tuple(setting.kv_bytes(decoder, count) for decoder, count in kinds),
         has_bytes=rules.has_bytes,
         decode=setting.decode(tokens, decode) if decode else None,
     )
@@ -174,10 +176,10 @@ class Setting:
             PricedOperation(operation, time.seconds, time.bound) for operation, time in zip(operations, times, strict=True)
         )
 
-    def layer(self, queries: int, context: int) -> tuple[PricedOperation, ...]:
-        """One decoder layer: `queries` rows enter, each attends to `context`."""
+    def layer(self, decoder: Architecture, queries: int, context: int) -> tuple[PricedOperation, ...]:
+        """One layer of the decoder: `queries` rows enter, each attends to `context`."""
         step = Step(queries, context, self.batch, self.width, self.flash)
-        operations = self.convention.decoder_layer(self.model.decoder, step, self.model.skip_mlp_add)
+        operations = self.convention.decoder_layer(decoder, step, self.model.skip_mlp_add)
         if self.tensor_parallel > 1 and self.convention.has_bytes:
             numbers = self.batch * queries * self.model.decoder.hidden
             operations += [
@@ -186,19 +188,20 @@ class Setting:
             ]
         return self.priced(operations)
 
-    def kv_bytes(self, tokens: int) -> int:
-        """Bytes of one layer's keys and values."""
-        decoder = self.model.decoder
+    def kv_bytes(self, decoder: Architecture, tokens: int) -> int:
+        """Bytes of one layer's keys and values: a layer with a window keeps all but one row of it."""
+        if decoder.window:
+            tokens = min(tokens, decoder.window - 1)
         return 2 * self.batch * tokens * decoder.kv_heads * decoder.head_dim * self.width
 
     def decode(self, tokens: Sequence[int], steps: int) -> DecodeCost:
         """The cost of `steps` decoding steps after a prefill that left `tokens[l]` rows in layer l's cache."""
         head = self.part("lm head", self.convention.lm_head(self.model.decoder, self.batch, self.width))
-        layers_of = {count: list(tokens).count(count) for count in set(tokens)}
+        layers_of = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(tokens))
         totals: list[Any] = [0, 0, 0, 0.0 if head.seconds is not None and self.hardware is not None else None]
         first: list[Any] = []
         for step in range(steps):
-            added = [Part("", self.layer(1, count + step + 1)) for count in layers_of]
+            added = [Part("", self.layer(decoder, 1, seen(decoder, count + step + 1))) for decoder, count in layers_of]
             for part, times in [(head, 1), *zip(added, layers_of.values(), strict=True)]:
                 totals[0] += times * part.flops
                 totals[1] += times * part.elementwise
@@ -214,8 +217,13 @@ class Setting:
             seconds=totals[3],
             first_step_flops=first[0],
             first_step_seconds=first[3],
-            kv_bytes=sum(self.kv_bytes(count + steps) for count in tokens),
+            kv_bytes=sum(times * self.kv_bytes(decoder, count + steps) for (decoder, count), times in layers_of.items()),
         )
+
+
+def seen(decoder: Architecture, tokens: int) -> int:
+    """How many of `tokens` rows a generated one sees in a layer, itself included."""
+    return min(tokens, decoder.window) if decoder.window else tokens
 
 
 def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable | None) -> list[int]:

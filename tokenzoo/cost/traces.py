@@ -82,7 +82,8 @@ def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = Tru
     visual = sum(record.source.tokens for record in sample.sources)
     sources = tuple(record.source for record in sample.sources)
     made = recorded_run(sample) if recorded else None
-    behind = next((number for number, is_visual in enumerate(reversed(sample.visual)) if is_visual), None)
+    text = {place for place, is_visual in zip(sample.entry, sample.visual, strict=True) if not is_visual}
+    behind = next((number for number in range(len(text)) if sample.prompt_tokens - 1 - number not in text), None)
     return Workload(decoder, sources, sample.prompt_tokens - visual, made, behind)
 
 

@@ -1,7 +1,8 @@
 """Vision tower and projector in closed form, for convention `exact`.
 
 Every encoder layer runs, whatever `vision_feature_layer` is: transformers computes all of them and picks one output.
-CLIP prepends a class token; SigLIP runs without its pooling head; Qwen2.5-VL attends within windows in most layers.
+CLIP and InternViT prepend a class token; SigLIP runs without its pooling head; Qwen2.5-VL attends within windows in most layers.
+Qwen3-VL's DeepStack projects all tokens of some layers besides, whatever is dropped before the projector.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
+from tokenzoo.cost.architecture import ModelArchitecture, Projector, VisionTower
 from tokenzoo.cost.exact import attention, elementwise
 from tokenzoo.cost.operations import Operation, Step, linear
 from tokenzoo.errors import UserError
@@ -48,6 +49,8 @@ def vision_tower(model: ModelArchitecture, grids: Sequence[Grid], width: int) ->
     for layer in range(tower.layers):
         spans = [span for view in views for span in view.spans(layer)]
         operations += _layer(tower, rows, spans, width)
+    for _ in range(tower.deepstack):
+        operations += projector(model, sum(height * width_ for height, width_ in grids), width)
     return operations
 
 
@@ -57,7 +60,16 @@ def projector(model: ModelArchitecture, tokens: int, width: int) -> list[Operati
     if shape is None or not tokens:
         return []
     return [
-        linear("projector 1", tokens, shape.inputs, shape.hidden, width, parallel=False),
+        linear("projector 1", tokens, shape.inputs, shape.hidden or shape.outputs, width, parallel=False),
+        *_second(shape, tokens, width),
+    ]
+
+
+def _second(shape: Projector, tokens: int, width: int) -> list[Operation]:
+    """The activation and the second layer, where the projector has one."""
+    if not shape.hidden:
+        return []
+    return [
         elementwise("activation", 4 * tokens * shape.hidden, 2 * tokens * shape.hidden, width, parallel=False),
         linear("projector 2", tokens, shape.hidden, shape.outputs, width, parallel=False),
     ]

@@ -198,8 +198,13 @@ def _attention_flops(query: Any, key: Any, value: Any, *arguments: Any, out_shap
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _grouped_flops(rows: Any, weights: Any, *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+    """The rows [rows, inputs] of each expert times that expert's weights [experts, inputs, outputs] (shapes)."""
+    return 2 * math.prod(rows) * weights[-1]
+
+
 #: The Python names of the functions in `counter.PRODUCTS`; `@` is `matmul`, `rmatmul` or `imatmul`.
-SUNK = {*PRODUCTS, "rmatmul", "imatmul"}
+SUNK = {*(name.strip("_") for name in PRODUCTS), "rmatmul", "imatmul"}
 
 _FUSED = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -209,6 +214,8 @@ _FUSED = (
     "_scaled_dot_product_cudnn_attention",
 )
 #: torch's registry lacks the CPU's attention kernel, and its own formula refuses grouped heads.
-CUSTOM = {getattr(torch.ops.aten, name): _attention_flops for name in _FUSED if hasattr(torch.ops.aten, name)}
+CUSTOM: dict[Any, Any] = {getattr(torch.ops.aten, name): _attention_flops for name in _FUSED if hasattr(torch.ops.aten, name)}
+if hasattr(torch.ops.aten, "_grouped_mm"):
+    CUSTOM[torch.ops.aten._grouped_mm] = _grouped_flops
 
 __all__ = ["Counted", "UncountedOperationError", "count"]

@@ -44,14 +44,19 @@ FREE = frozenset(
     """.split()  # noqa: SIM905
 )
 
+#: Factorisations of thin matrices are no matrix products and count as element-wise work, far too low: a QR of [m, n] takes
+#: about 2 m n^2 operations. Next to the products they stand between they are few.
+_FACTORISATIONS = dict.fromkeys(("linalg_qr", "linalg_svd"), 1)
+
 #: Element-wise work and reductions: operations per element of the larger of input and output.
 ELEMENTWISE: dict[str, int] = {
     **dict.fromkeys(
         """
         abs abs_ acos add add_ addcdiv addcmul all amax amin any aminmax argmax argmin atan atan2 bitwise_and
-        bitwise_and_ bitwise_not bitwise_or bitwise_xor __and__ __or__ __xor__ __rshift__ __lshift__ ceil ceil_ clamp
+        bitwise_and_ bitwise_not bitwise_or bitwise_xor __and__ __or__ __ior__ __iand__ __xor__ __rshift__ __lshift__ ceil ceil_
+        clamp
         clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip clip_ cos count_nonzero cummax cumprod cumsum diff div div_
-        eq exp exp_ fmod frac floor floor_ ge gt index_add index_add_ isfinite isinf isnan kthvalue le lerp log log1p
+        eq exp exp_ fmod frac floor floor_ ge gt histc index_add index_add_ isfinite isinf isnan kthvalue le lerp log log1p
         log2 logical_and logical_not logical_or logical_xor lt max maximum mean median min minimum mul mul_ neg ne
         nan_to_num norm linalg_vector_norm pow pow_ prod quantile reciprocal relu relu_ remainder remainder_ round rsqrt
         rsub rsub_ scatter_add scatter_add_ scatter_reduce segment_reduce sigmoid sign sin sqrt sqrt_ square std sub
@@ -63,6 +68,7 @@ ELEMENTWISE: dict[str, int] = {
     ),
     **{"softmax": 5, "_softmax": 5, "log_softmax": 5, "logsumexp": 4, "cosine_similarity": 6, "normalize": 4},
     **{"silu": 4, "silu_": 4, "gelu": 8, "quick_gelu": 4, "softplus": 4, "erf": 4, "mish": 6, "hardswish": 4},
+    **_FACTORISATIONS,
     **{"layer_norm": 7, "native_layer_norm": 7, "rms_norm": 4, "group_norm": 7, "batch_norm": 2},
     **{"upsample_bilinear2d": 7, "upsample_bicubic2d": 31, "grid_sampler": 7, "cdist": 3, "pdist": 3},
 }
@@ -125,7 +131,7 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
 
 #: Operators of matrix products and convolutions, as in the definition of convention `exact`.
 PRODUCTS = {
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "linalg_matmul"), _matmul),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "linalg_matmul", "_grouped_mm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _addmm),
     **dict.fromkeys(("_convolution", "convolution", "_convolution_mode", "conv1d", "conv2d", "conv3d"), _convolution),
     "bilinear": _bilinear,

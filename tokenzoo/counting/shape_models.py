@@ -69,6 +69,8 @@ def build(model: ModelArchitecture) -> nn.Module:
     }
     if tower is None or model.projector is None:
         raise UserError(f"'{model.name}' has no vision tower to run. Choose a whole model, such as llava-1.5-7b.")
+    if tower.kind == "vit" and (tower.merge > 1 or model.name.startswith(("llava-next-video", "video-llava"))):
+        raise UserError(f"A forward of the shape of '{model.name}' cannot be made without its checkpoint. Leave '--counted' out.")
     tokens: dict[str, Any] = {"image_token_index": IMAGE}
     if tower.kind == "vit":
         sizes: dict[str, Any] = {
@@ -120,6 +122,15 @@ def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any,
         sizes |= {"out_hidden_size": model.decoder.hidden, "fullatt_block_indexes": list(tower.full_attention_layers)}
         config = hf.Qwen2_5_VLConfig(vision_config=sizes, text_config=text, **tokens)
         return config, hf.Qwen2_5_VLForConditionalGeneration
+    if tower.kind == "qwen3-vl":
+        sizes |= {"hidden_size": tower.hidden, "intermediate_size": tower.intermediate, "out_hidden_size": model.decoder.hidden}
+        sizes |= {"deepstack_visual_indexes": list(range(tower.deepstack))}
+        text |= {"head_dim": head}
+        if not model.decoder.experts:
+            return hf.Qwen3VLConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen3VLForConditionalGeneration
+        text |= {"num_experts": model.decoder.experts, "num_experts_per_tok": model.decoder.active_experts}
+        text |= {"moe_intermediate_size": model.decoder.expert_intermediate, "mlp_only_layers": list(model.decoder.dense_layers)}
+        return hf.Qwen3VLMoeConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen3VLMoeForConditionalGeneration
     sizes |= {"embed_dim": tower.hidden, "hidden_size": model.decoder.hidden, "mlp_ratio": tower.intermediate // tower.hidden}
     return hf.Qwen2VLConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen2VLForConditionalGeneration
 

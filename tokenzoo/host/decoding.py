@@ -8,19 +8,20 @@ import torch
 from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
-from tokenzoo.host.entry import Entry
-from tokenzoo.host.family import Module
+from tokenzoo.host.masks import LayerTypes
+from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.stages import Stage
 
 
 class DecodingStep:
     """One generated token on its way through the decoder; `generated` tokens are in the cache since the prefill."""
 
-    def __init__(self, decoder: Module, entry: Entry, call: dict[str, Any], mrope: bool) -> None:
-        self.decoder, self.entry, self.mrope = decoder, entry, mrope
-        self.cache, self.mask, self.given = call["past_key_values"], call.get("attention_mask"), call
-        self.generated = self.cache.get_seq_length() - entry.layout.length
-        self.inputs: dict[int, dict[str, Any]] = {}
+    def __init__(self, types: LayerTypes, prefill: Prefill, call: dict[str, Any], mrope: bool) -> None:
+        self.types, self.decoder, self.prefill, self.entry, self.mrope = types, types.decoder, prefill, prefill.entry, mrope
+        self.cache, self.given = call["past_key_values"], call
+        self.mask = None if types.several else call.get("attention_mask")
+        self.generated = self.cache.get_seq_length() - self.entry.layout.length
+        self.inputs: dict[tuple[int, str], dict[str, Any]] = {}
         self.since: torch.Tensor | None = None
 
     def decoder_inputs(self) -> dict[str, Any]:
@@ -40,7 +41,12 @@ class DecodingStep:
         else:
             position = position[0]
         changed: dict[str, Any] = {"position_ids": position}
-        if self.mask is not None or self.entry.layout.padded:
+        if self.types.several:
+            hidden = self.given.get("inputs_embeds")
+            hidden = self.decoder.embed_tokens(self.given["input_ids"]) if hidden is None else hidden
+            stage = self.prefill.stages[0]
+            changed["attention_mask"] = {name: self._mask(stage, name, i, hidden) for name, i in self.types.since(0).items()}
+        elif self.mask is not None or self.entry.layout.padded:
             changed["attention_mask"] = self._columns(self.entry.layout, position.device)
         return changed
 
@@ -65,14 +71,33 @@ class DecodingStep:
             layer_idx=stage.first_layer,
         )
 
-    def layer_inputs(self, stage: Stage, hidden: torch.Tensor) -> dict[str, Any]:
-        """What to change of the arguments of a layer in `stage`; made once per stage."""
-        if stage.first_layer not in self.inputs:
+    def _mask(self, stage: Stage, layer_type: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The mask of layer `index`, where each type has its own."""
+        stage = stage.to(hidden.device)
+        following = self._following(stage).to(hidden.device)[:, None] + torch.arange(self.generated + 1, device=hidden.device)
+        positions = torch.cat([stage.layout.pad(stage.positions), following], dim=1)
+        present = self._columns(stage.layout, hidden.device)
+        return self.types.step_mask(layer_type, self.cache, index, positions, present, hidden)
+
+    def _following(self, stage: Stage) -> torch.Tensor:
+        """The position of the first generated token, [batch]."""
+        if stage.next_position is not None:
+            return stage.next_position
+        if self.entry.next_position is not None:
+            return self.entry.next_position[0]
+        return torch.stack([positions[-1] + 1 for positions in self.prefill.stages[0].positions])
+
+    def layer_inputs(self, stage: Stage, index: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """What to change of the arguments of layer `index` in `stage`; made once per stage and layer type."""
+        layer_type = self.types.of(index)
+        if (stage.first_layer, layer_type) not in self.inputs:
             inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
-            if stage.layout.padded:
+            if self.types.several:
+                inputs["attention_mask"] = self._mask(stage, layer_type, index, hidden)
+            elif stage.layout.padded:
                 inputs["attention_mask"] = self._step_mask(stage, hidden)
             if stage.next_position is not None:
                 position = (stage.next_position + self.generated)[:, None]
-                inputs["position_embeddings"] = self.decoder.rotary_emb(hidden, position.to(hidden.device))
-            self.inputs[stage.first_layer] = inputs
-        return self.inputs[stage.first_layer]
+                inputs["position_embeddings"] = self.types.rotary(hidden, position.to(hidden.device), layer_type)
+            self.inputs[stage.first_layer, layer_type] = inputs
+        return self.inputs[stage.first_layer, layer_type]

@@ -166,7 +166,8 @@ def _places(source: PlacedSource, anchors: torch.Tensor | None) -> _Places:
 
     - Untouched: every token at its own place.
     - Tokens in raster order: at their own places, structural tokens (newlines) among them at theirs.
-    - Tokens in another order: at the source's first place, in the order returned, structural tokens behind them.
+    - Tokens in another order: at the first place of the run of placeholders in which they stood (text between frames parts
+      runs), in the order returned, structural tokens behind them.
     - Reduced before tiles were put together or frames pooled, so that no token has a place in the LLM: the first places in
       order; newlines that end rows are dropped, one final newline stays.
     """
@@ -177,15 +178,22 @@ def _places(source: PlacedSource, anchors: torch.Tensor | None) -> _Places:
     visual = source.visual
     mapped = source.projected is None or visual.one_to_one
     index = anchors if mapped else torch.arange(len(anchors), device=columns.device)
-    own = columns[content][index.clamp(max=len(content) - 1)] if len(content) else columns[:0]
+    own = content[index.clamp(max=len(content) - 1)] if len(content) else none
     structural = (visual.view_of_token < 0).nonzero()[:, 0].to(columns.device) if visual.source.structural else none
-    if not len(structural) or (not mapped and len(structural) > 1):
-        return _Places(own, columns[:1].expand(len(own)), none)
-    places = torch.cat([own, columns[structural]])
-    if not mapped:
-        return _Places(places, columns[:1].expand(len(places)), structural)
+    if not mapped and len(structural) > 1:  # newlines of rows that are no more
+        structural = none
+    together = torch.cat([own, structural])
+    places, starts = columns[together], _run_starts(columns)[together]
+    if not mapped or not len(structural):
+        return _Places(places, starts, structural)
     raster = (own[1:] > own[:-1]).all()  # a tensor: the device is not waited for
-    return _Places(places, torch.where(raster, places, columns[:1]), structural)
+    return _Places(places, torch.where(raster, places, starts), structural)
+
+
+def _run_starts(columns: torch.Tensor) -> torch.Tensor:
+    """For each of a source's columns the first one of the unbroken run in which it lies."""
+    begins = torch.cat([columns.new_ones(min(1, len(columns)), dtype=torch.bool), columns[1:] - columns[:-1] > 1])
+    return torch.where(begins, columns, 0).cummax(0).values
 
 
 def _order(before: EntrySample, places: Sequence[_Places]) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tokenzoo.method.workload import Architecture, Source
 if TYPE_CHECKING:
     from tokenzoo.host.encoder import LayerRecord
 
+#: The type of layers that attend to everything before them.
+FULL = "full_attention"
+
 #: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
 Module = Any
 
@@ -28,8 +32,7 @@ class VisualSource:
     (newlines). `encoder_grids` are the (height, width) of the views before the projector. `one_to_one`: whether token k
     before the projector is (non-structural) token k in the LLM. `pack`: where they are not one to one, the model's own
     tiling or pooling of values [views, tokens, channels] into those of the LLM's tokens [tokens, channels], structural
-    ones left out. `whole`: False where tokens of this source cannot be dropped before the projector. `tiles`: (rows,
-    columns) of an anyres image's tiles, the encoder's views behind the first one.
+    ones left out. `tiles`: (rows, columns) of an anyres image's tiles, the encoder's views behind the first one.
     """
 
     source: Source
@@ -37,12 +40,19 @@ class VisualSource:
     encoder_grids: tuple[tuple[int, int], ...]
     one_to_one: bool
     pack: Callable[[torch.Tensor], torch.Tensor] | None = None
-    whole: bool = True
     tiles: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:
         return self.source.kind
+
+    def through(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Its own tokens before the projector, and the structural ones (CLS) that pass it among them, as indices; None where
+        none does."""
+        if not self.source.through:
+            return None
+        structural = self.view_of_token < 0
+        return (~structural).nonzero()[:, 0].to(device), structural.nonzero()[:, 0].to(device)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -61,6 +71,8 @@ class Family(ABC):
     model_types: tuple[str, ...]
     #: whether positions are three-dimensional (M-RoPE); such models always keep positions
     mrope: bool = False
+    #: whether the decoder is handed a mask and a rotary embedding for each of `config.layer_types`; the host makes them then
+    per_layer_type: bool = False
 
     @abstractmethod
     def decoder(self, model: Module) -> Module:
@@ -77,6 +89,10 @@ class Family(ABC):
     @abstractmethod
     def encoder_layers(self, model: Module) -> Sequence[Module]:
         """The encoder's layers."""
+
+    def encoder_stacks(self, model: Module) -> list[Sequence[Module]]:
+        """The layers of every encoder, where pictures of one kind have another one than the rest; equal in depth."""
+        return [self.encoder_layers(model)]
 
     @abstractmethod
     def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
@@ -112,10 +128,37 @@ class Family(ABC):
         """The modules whose outputs are the q and k of a decoder layer before the rotary embedding."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
+    def layer_type(self, decoder: Module, index: int) -> str:
+        """The type of a decoder layer, of which there are several only with `per_layer_type`."""
+        return decoder.config.layer_types[index] if self.per_layer_type else FULL
+
+    def rotary(
+        self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of a layer type at positions [batch, length]; `hidden` tells device and number format."""
+        return decoder.rotary_emb(hidden, positions)
+
+    def frequencies(self, decoder: Module, layer_type: str) -> torch.Tensor | None:
+        """The angle per position of each pair of channels, [head dim / 2]; None where the rotary embedding has none."""
+        return getattr(decoder.rotary_emb, "inv_freq", None)
+
+    def head_norms(self, layer: Module) -> tuple[Module | None, Module | None]:
+        """The norms that a decoder layer applies to each head of q and of k before the rotary embedding, where it has any."""
+        return getattr(layer.self_attn, "q_norm", None), getattr(layer.self_attn, "k_norm", None)
+
     def rotate(self, layer: Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Apply the rotary embedding cos, sin [tokens, head dim] to q or k [heads, tokens, head dim]."""
         first, second = states.chunk(2, dim=-1)
         return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def added_layers(self, model: Module) -> int:
+        """After how many of its first layers the decoder adds features of its own to the rows (DeepStack)."""
+        return 0
+
+    def additions(self, model: Module, call: Mapping[str, Any]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What the decoder adds, [batch, length, hidden] after each of those layers, and which arguments of its call to
+        replace so that it leaves this to the host, which knows the rows that are left."""
+        return [], {}
 
     # --- the projector ------------------------------------------------------------------------------------------
 
@@ -124,35 +167,44 @@ class Family(ABC):
         counts = [len(source.encoder_grids) for source in sources]
         return [part.flatten(0, 1) for part in features.split(counts)]
 
+    def patches_per_side(self, model: Module, kind: str) -> int:
+        """Tokens before the projector are this many patches high and wide: pooled or shuffled together behind the encoder."""
+        return 1
+
     def split_recorded(
         self, model: Module, recorded: Sequence[torch.Tensor], sources: Sequence[VisualSource]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Split the recorded outputs of `encoder_projections` into (q, k) [views, tokens, width] per source."""
-        counts = [len(source.encoder_grids) for source in sources]
-        query, key = recorded
-        return list(zip(query.split(counts), key.split(counts), strict=True))
+        """Split the recorded outputs of `encoder_projections` into (q, k) [views, (1 +) tokens, width] per source."""
+        query, key = (self.split_outputs(model, states, sources) for states in recorded)
+        return list(zip(query, key, strict=True))
 
     def split_outputs(self, model: Module, output: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
-        """Split an encoder layer's output into [views, (1 +) tokens, width] per source."""
-        return list(output.split([len(source.encoder_grids) for source in sources]))
+        """Split an encoder layer's output into [views, (1 +) tokens, width] per source; a token is its patches' mean."""
+        parts = output.split([len(source.encoder_grids) for source in sources])
+        cls = int(self.has_cls(model))
+        return [
+            join_patches(part, self.patches_per_side(model, source.kind), cls)
+            for part, source in zip(parts, sources, strict=True)
+        ]
 
     def encoder_attention(
         self, model: Module, record: LayerRecord, sources: Sequence[VisualSource], number: int, queries: str
     ) -> torch.Tensor:
         """Attention of a recorded encoder layer on the tokens of source `number`, [views, tokens, heads], float32."""
+        counts = [len(source.encoder_grids) for source in sources]
         query, key = (
-            states.unflatten(-1, (self.encoder_heads(model), -1)).transpose(1, 2)
-            for states in self.split_recorded(model, record.projections, sources)[number]
+            states.split(counts)[number].unflatten(-1, (self.encoder_heads(model), -1)).transpose(1, 2)
+            for states in record.projections
         )
-        weights = ops.encoder_attention(query, key, query.shape[-1] ** -0.5, queries)
-        return weights[..., int(self.has_cls(model)) :].transpose(1, 2)
+        weights = ops.encoder_attention(query, key, query.shape[-1] ** -0.5, queries)[..., int(self.has_cls(model)) :]
+        return join_patches(weights.transpose(1, 2), self.patches_per_side(model, sources[number].kind))
 
     def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         """Shape reduced features [tokens, width] as the projector takes them."""
         return features[None]
 
-    def projector_output(self, output: torch.Tensor) -> torch.Tensor:
-        """The projected tokens [tokens, hidden] of `projector_input`."""
+    def projector_output(self, model: Module, output: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The projected tokens [tokens, hidden]: of the projector's output for the `projector_input` of `features`."""
         return output[0]
 
     def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -198,10 +250,10 @@ class Family(ABC):
             "encoder_heads": self.encoder_heads(model),
             "feature_layer": self.feature_layer(model),
             "pooling_head": self.pooling_head(model) is not None,
-            **self.vision_dimensions(vision),
+            **self.vision_dimensions(model, vision),
         }
 
-    def vision_dimensions(self, vision: Any) -> dict[str, int]:
+    def vision_dimensions(self, model: Module, vision: Any) -> dict[str, int]:
         return {
             "vision_hidden": vision.hidden_size,
             "encoder_hidden": vision.hidden_size,
@@ -219,6 +271,18 @@ def numbers_of(*given: Any) -> Any:
     parts = together.split([value.numel() for value in made])
     lists = [part.view(value.shape).tolist() for part, value in zip(parts, made, strict=True)]
     return lists[0] if len(lists) == 1 else lists
+
+
+def join_patches(states: torch.Tensor, side: int, first: int = 0) -> torch.Tensor:
+    """The means of side x side patches of square views [views, first + patches, width]; the first rows (CLS) stay."""
+    if side == 1:
+        return states
+    patches = states[:, first:]
+    rows = math.isqrt(patches.shape[1])
+    tokens = rows // side
+    square = patches.unflatten(1, (rows, rows))[:, : tokens * side, : tokens * side]
+    means = square.unflatten(2, (tokens, side)).unflatten(1, (tokens, side)).mean((2, 4)).flatten(1, 2)
+    return torch.cat([states[:, :first], means], dim=1)
 
 
 def find_family(model: Module, families: Sequence[Family]) -> Family:

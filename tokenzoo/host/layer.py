@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.masks import seen
 
 if TYPE_CHECKING:
     from tokenzoo.host.prefill import Prefill
     from tokenzoo.host.stages import LayerReduction, Stage
+
+
+QUERY, KEY = 0, 1
 
 
 class LayerInSample:
@@ -21,17 +25,17 @@ class LayerInSample:
         self.scaling: float = around.layer.self_attn.scaling
 
     def query(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._turned(self.around.layer, self._projected("query")[rows], rows)
+        return self._turned(self.around.index, QUERY, self._projected("query")[rows], rows)
 
     def key(self, rows: torch.Tensor | None) -> torch.Tensor:
         states = self._projected("key")
-        return self._turned(self.around.layer, states if rows is None else states[rows], rows)
+        return self._turned(self.around.index, KEY, states if rows is None else states[rows], rows)
 
     def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return self._next(0, states, rows)
+        return self._next(QUERY, states, rows)
 
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        return self._next(1, states, rows)
+        return self._next(KEY, states, rows)
 
     def embeddings(self, rows: torch.Tensor | None) -> torch.Tensor:
         assert self.prefill.embeddings is not None
@@ -47,7 +51,8 @@ class LayerInSample:
         return positions if rows is None else positions[..., rows]
 
     def frequencies(self) -> torch.Tensor:
-        frequencies = getattr(self.around.decoder.rotary_emb, "inv_freq", None)
+        types = self.around.types
+        frequencies = self.around.family.frequencies(self.around.decoder, types.of(self.around.index))
         if not isinstance(frequencies, torch.Tensor):
             raise UnsupportedError("This decoder's rotary embedding has no fixed frequencies.")
         return frequencies
@@ -55,17 +60,39 @@ class LayerInSample:
     def _projected(self, name: str) -> torch.Tensor:
         return self.stage.layout.take(self.around.projected[name], self.sample)
 
+    def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> torch.Tensor | None:
+        types, stage = self.around.types, self.stage
+        if not types.several:
+            return None
+        layer_type = types.of(self.around.index + following)
+        if columns is None:
+            columns = torch.arange(len(stage.rows[self.sample]), device=rows.device)
+        blocks = None if stage.blocks is None else stage.blocks[self.sample]
+        return seen(rows, columns, stage.positions[self.sample], types.window(layer_type), blocks, None)
+
     def _next(self, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        following = self.around.decoder.layers[self.around.index + 1]
+        index = self.around.index + 1
+        following = self.around.decoder.layers[index]
         projection = self.around.family.decoder_projections(following)[which]
         there = states.to(projection.weight.device)  # the next layer may lie on another device
-        return self._turned(following, projection(following.input_layernorm(there)).to(states.device), rows)
+        return self._turned(index, which, projection(following.input_layernorm(there)), rows).to(states.device)
 
-    def _turned(self, layer: Any, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        """States [rows, width] as heads, with the rotary embedding: [heads, rows, head dim]."""
-        angles = (angle.to(states.device) for angle in self.around.call["position_embeddings"])
-        cos, sin = (self.stage.layout.take(angle, self.sample) for angle in angles)
+    def _turned(self, index: int, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """States [rows, width] as heads of layer `index`, with their norm and the rotary embedding: [heads, rows, head dim]."""
+        layer = self.around.decoder.layers[index]
+        cos, sin = (angles.to(states.device) for angles in self._angles(index, states))
         if rows is not None:
-            cos, sin = cos[rows], sin[rows]
-        heads = states.unflatten(-1, (-1, self.around.layer.self_attn.head_dim)).transpose(0, 1)
+            cos, sin = cos[rows.to(cos.device)], sin[rows.to(sin.device)]
+        heads = states.unflatten(-1, (-1, layer.self_attn.head_dim))
+        norm = self.around.family.head_norms(layer)[which]
+        heads = (heads if norm is None else norm(heads)).transpose(0, 1)
         return self.around.family.rotate(layer, heads, cos, sin)
+
+    def _angles(self, index: int, states: torch.Tensor) -> list[torch.Tensor]:
+        """cos and sin [rows, head dim] for layer `index`: this one, or the next one, which may be of another type."""
+        types = self.around.types
+        positions = self.stage.positions[self.sample]
+        if types.of(index) != types.of(self.around.index):
+            return [angles[0] for angles in types.rotary(states, positions[None].to(states.device), types.of(index))]
+        given = (angles.to(positions.device) for angles in self.around.call["position_embeddings"])
+        return [self.stage.layout.take(angles, self.sample) for angles in given]

@@ -67,11 +67,6 @@ class Methods:
         for number, method in enumerate(self.methods):
             if not method.enters or method.early(shape, self.architecture) != tokens.early:
                 continue
-            if tokens.early and not source.visual.whole:
-                raise UnsupportedError(
-                    f"'{method.name}' acts before the projector, but with vision_feature_select_strategy='full' the CLS "
-                    "token passes it among the patches. Set it to 'default'."
-                )
             check_whole(method, untouched=tokens.anchors is None)
             views = tuple(tokens.view_counts())
             left, anchors = promised(method, views, shape, self.architecture), None

@@ -7,6 +7,7 @@ import torch
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import PlacedSource
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.workload import Source
 
 
 def build_trace(layers: int, prefill: Prefill) -> Trace:
@@ -39,18 +40,23 @@ def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
     steps = tuple(_counts(step.view, step.views) for step in source.steps)
     if tokens is None:
         counts = visual.source.view_tokens
-        return SourceTrace(visual.source, visual.grids, tuple(rows), sum(visual.source.before_projector), counts, steps)
+        return SourceTrace(visual.source, visual.grids, tuple(rows), _unreduced(visual.source), counts, steps)
     before_projector = source.projected is not None
     assert tokens.assignment is not None
     return SourceTrace(
         source=visual.source,
         grids=visual.encoder_grids if before_projector else visual.grids,
         rows=tuple(rows),
-        projected=len(source.projected) if source.projected is not None else sum(visual.source.before_projector),
+        projected=len(source.projected) + visual.source.through if source.projected is not None else _unreduced(visual.source),
         view_counts=_counts(tokens.view, len(tokens.grids)),
         steps=steps,
         assignment=tokens.assignment.tolist(),
     )
+
+
+def _unreduced(source: Source) -> int:
+    """Tokens that pass the projector where nothing is dropped before it."""
+    return sum(source.before_projector) + source.through
 
 
 def _counts(view: torch.Tensor, views: int) -> tuple[int, ...]:

@@ -12,7 +12,18 @@ from transformers.cache_utils import StaticCache
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Module
+from tokenzoo.host.masks import BACKENDS
 from tokenzoo.host.prompt import Prompt
+
+
+def check_own_pruning(model: Module) -> None:
+    """A model that drops visual tokens by itself (nemotron_h_omni) would be measured with two reductions at once."""
+    rate = getattr(getattr(model, "config", None), "video_pruning_rate", None)
+    if rate:
+        raise UnsupportedError(
+            f"This '{model.config.model_type}' model drops visual tokens by itself (video_pruning_rate={rate}), so no method "
+            "would be compared fairly on it. Set config.video_pruning_rate = 0."
+        )
 
 
 def check_model(model: Module) -> None:
@@ -115,14 +126,23 @@ def check_rows(rows: Sequence[torch.Tensor]) -> None:
             )
 
 
-def check_prefill(decoder: Module, call: dict[str, Any]) -> None:
-    """A cache of fixed shape, sliding windows and ready-made masks cannot follow per-layer lengths."""
+def check_prefill(decoder: Module, call: dict[str, Any], per_layer_type: bool) -> None:
+    """A cache of fixed shape cannot follow per-layer lengths; sliding windows and ready-made masks only where the family
+    knows the masks of its layer types."""
     cache = call.get("past_key_values")
     if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False):
         raise UnsupportedError(
             "A static KV cache has one length for all layers, but after a reduction they differ. Use the default "
             "dynamic cache (drop cache_implementation='static')."
         )
+    backend = decoder.config._attn_implementation
+    if per_layer_type:
+        if backend not in BACKENDS:
+            raise UnsupportedError(
+                f"This decoder has a mask for each layer type, which '{backend}' attention cannot be given after tokens were "
+                f"dropped. Load the model with attn_implementation='sdpa' or 'eager'."
+            )
+        return
     types = getattr(decoder.config, "layer_types", None)
     everywhere = types is None and getattr(decoder.config, "sliding_window", None)
     if everywhere or "sliding_attention" in (types or ()):

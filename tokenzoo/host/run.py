@@ -15,7 +15,8 @@ from tokenzoo.host import refusals
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
-from tokenzoo.host.family import Family, Module
+from tokenzoo.host.family import FULL, Family, Module
+from tokenzoo.host.masks import LayerTypes, read_masks
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
@@ -44,7 +45,7 @@ class Run:
         self.model, self.family, self.methods = model, family, methods
         self.decoder, self.root = family.decoder(model), family.root(model)
         self.spans, self.questions, self.tokenizer = spans, questions, tokenizer
-        self.mrope = methods.mrope
+        self.mrope, self.types = methods.mrope, LayerTypes(family, self.decoder)
         self.prefills: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
         self.prefill: Prefill | None = None
         self.prefilling = False
@@ -78,6 +79,9 @@ class Run:
             self.vision.attach(at_end)
         keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
         keep(self.decoder.register_forward_hook(self._leave, always_call=True))
+        if self.methods.reduce_anything:
+            for index in range(self.family.added_layers(self.model)):
+                keep(self.decoder.layers[index].register_forward_hook(self._add(index)))
         acting = self.methods.acting
         reductions = {index: LayerReduction(self.family, self.decoder, index, self.methods.reduce_layer) for index in acting}
         for index in range(acting[0] if acting else len(self.decoder.layers), len(self.decoder.layers)):
@@ -145,8 +149,10 @@ class Run:
         embeddings: torch.Tensor = {**call, **changed}["inputs_embeds"]
         batch, length = embeddings.shape[:2]
         if self.methods.reduce_anything:
-            refusals.check_prefill(self.decoder, call)
-        mask = call.get("attention_mask")
+            refusals.check_prefill(self.decoder, call, self.types.several)
+        mask, blocks = call.get("attention_mask"), None
+        if isinstance(mask, dict):
+            mask, blocks = read_masks(mask, FULL)
         padding, ids = self._on_cpu(mask if mask is not None and mask.ndim == 2 else None)
         prompt = self._find_visual_tokens(batch, length, ids)
         if self.methods.reduce_anything:
@@ -179,8 +185,15 @@ class Run:
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
         call = {**call, **changed}
+        stage = Stage.of_entry(entry, call.get("position_ids"), blocks)
+        if entry.reduced and self.types.several:
+            masks = self.types.prefill_masks(0, entry.layout, stage.positions, stage.blocks, changed["inputs_embeds"])
+            changed["attention_mask"] = masks
         entering = call["inputs_embeds"] if self.methods.acting else None
-        self.prefill = Prefill(prompt, entry, [Stage.of_entry(entry, call.get("position_ids"))], checks, entering)
+        self.prefill = Prefill(prompt, entry, [stage], checks, entering)
+        if self.methods.reduce_anything:
+            self.prefill.additions, replaced = self.family.additions(self.model, {**call, "inputs_embeds": embeddings})
+            changed |= replaced
         return changed
 
     def _embed_words(self, words: list[str]) -> torch.Tensor:
@@ -219,7 +232,7 @@ class Run:
         refusals.check_decoding(call, prefill.entry if prefill else None)
         assert prefill is not None
         self.prefill = prefill
-        self.step = DecodingStep(self.decoder, prefill.entry, call, self.mrope)
+        self.step = DecodingStep(self.types, prefill, call, self.mrope)
         return self.step.decoder_inputs()
 
     # --- decoder layers -----------------------------------------------------------------------------------------
@@ -234,13 +247,22 @@ class Run:
             hidden = args[0] if args else kwargs["hidden_states"]
             if stage.first_layer > 0:
                 if self.prefilling:
-                    changed = stage.prefill_inputs()
+                    changed = stage.prefill_inputs(self.types.of(index))
                 else:
                     assert self.step is not None
-                    changed = self.step.layer_inputs(stage, hidden)
+                    changed = self.step.layer_inputs(stage, index, hidden)
             if reduction is not None and self.prefilling:
                 reduction.inputs, reduction.call = hidden, {**kwargs, **changed}
             return (args, {**kwargs, **changed}) if changed else None
+
+        return hook
+
+    def _add(self, index: int) -> Callable[..., Any]:
+        """Add what the decoder would add after a layer; before methods see the layer."""
+
+        def hook(module: Module, args: tuple, output: Any) -> Any:
+            added = self.prefill.added(index, output.device) if self.prefilling and self.prefill is not None else None
+            return None if added is None else output + added.to(output)
 
         return hook
 

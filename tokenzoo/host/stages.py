@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.layer import LayerInSample
+from tokenzoo.host.masks import LayerTypes
 from tokenzoo.method.decoder_layer import DecoderLayer
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class Stage:
     """From `first_layer` on, these rows are left.
 
     `rows` are entry rows per sample, in sequence order; `visual` and `text` indices into them. `positions` per sample,
-    [rows] or [axes, rows]. `position_embeddings` (cos, sin) [batch, length, head dim] and `mask` are what the prefill
-    hands to each layer; `next_position` [batch], where positions were renumbered, is that of the first generated token.
+    [rows] or [axes, rows]; `blocks` per sample, in which block of rows that see each other each is (None: causal).
+    `position_embeddings` (cos, sin) [batch, length, head dim] and `masks` are what the prefill hands to the layers of each
+    type; `next_position` [batch], where positions were renumbered, is that of the first generated token.
     """
 
     first_layer: int
@@ -34,8 +36,9 @@ class Stage:
     visual: list[torch.Tensor]
     text: list[torch.Tensor]
     positions: list[torch.Tensor]
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
-    mask: Any = None
+    blocks: list[torch.Tensor] | None = None
+    position_embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    masks: dict[str, Any] = field(default_factory=dict)
     next_position: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Stage:
@@ -53,16 +56,19 @@ class Stage:
             visual=moved(self.visual),
             text=moved(self.text),
             positions=moved(self.positions),
+            blocks=None if self.blocks is None else moved(self.blocks),
             next_position=None if self.next_position is None else self.next_position.to(device),
         )
 
-    def prefill_inputs(self) -> dict[str, Any]:
+    def prefill_inputs(self, layer_type: str) -> dict[str, Any]:
         """What to change of the arguments of a layer in this stage during the prefill."""
-        return {"attention_mask": self.mask, "position_embeddings": self.position_embeddings, "position_ids": None}
+        embeddings = self.position_embeddings[layer_type]
+        return {"attention_mask": self.masks.get(layer_type), "position_embeddings": embeddings, "position_ids": None}
 
     @classmethod
-    def of_entry(cls, entry: Entry, position_ids: torch.Tensor | None) -> Stage:
-        """Layer 0: everything that entered. `position_ids` as the decoder is given them (None: 0, 1, ...)."""
+    def of_entry(cls, entry: Entry, position_ids: torch.Tensor | None, blocks: torch.Tensor | None = None) -> Stage:
+        """Layer 0: everything that entered. `position_ids` as the decoder is given them (None: 0, 1, ...); `blocks` [batch,
+        prompt length]."""
         batch, device = len(entry.samples), entry.samples[0].columns.device
         if position_ids is None:
             position_ids = torch.arange(entry.layout.length)[None]
@@ -79,6 +85,7 @@ class Stage:
             [sample.visual for sample in entry.samples],
             [sample.text for sample in entry.samples],
             positions,
+            None if blocks is None else [row[sample.columns] for row, sample in zip(blocks, entry.samples, strict=True)],
         )
 
 
@@ -87,6 +94,7 @@ class LayerReduction:
 
     def __init__(self, family: Family, decoder: Module, index: int, reduce: Callable[[DecoderLayer], None]) -> None:
         self.family, self.decoder, self.index, self.reduce = family, decoder, index, reduce
+        self.types = LayerTypes(family, decoder)
         self.layer = decoder.layers[index]
         self.projected: dict[str, torch.Tensor] = {}
         self.inputs: torch.Tensor | None = None
@@ -152,6 +160,7 @@ class LayerReduction:
                 event.renumbered if event.renumbered is not None else positions[..., left]
                 for event, positions, left in zip(events, stage.positions, kept, strict=True)
             ],
+            blocks=None if stage.blocks is None else [block[left] for block, left in zip(stage.blocks, kept, strict=True)],
         )
         self._set_positions(following, stage, events, kept, hidden)
         self._set_mask(following, hidden)
@@ -162,25 +171,32 @@ class LayerReduction:
     ) -> None:
         following.next_position = stage.next_position
         renumbered = [event.renumbered is not None for event in events]
+        own = self.types.of(self.index)
+        for layer_type in self.types.since(following.first_layer):
+            if any(renumbered) or layer_type != own:
+                positions = following.layout.pad(following.positions)
+                following.position_embeddings[layer_type] = self.types.rotary(hidden, positions, layer_type)
+            else:
+                following.position_embeddings[layer_type] = tuple(  # type: ignore[assignment]
+                    following.layout.pad([stage.layout.take(states, sample)[rows] for sample, rows in enumerate(kept)])
+                    for states in (angles.to(hidden.device) for angles in self.call["position_embeddings"])
+                )
         if any(renumbered):
-            following.position_embeddings = self.decoder.rotary_emb(hidden, following.layout.pad(following.positions))
             before = stage.next_position
             if before is None:
                 before = torch.stack([positions[-1] + 1 for positions in stage.positions])
             counts = torch.tensor([len(rows) for rows in kept], device=hidden.device)
             following.next_position = torch.where(torch.tensor(renumbered, device=hidden.device), counts, before)
-            return
-        cos, sin = (states.to(hidden.device) for states in self.call["position_embeddings"])
-        following.position_embeddings = tuple(  # type: ignore[assignment]
-            following.layout.pad([stage.layout.take(states, sample)[rows] for sample, rows in enumerate(kept)])
-            for states in (cos, sin)
-        )
 
     def _set_mask(self, following: Stage, hidden: torch.Tensor) -> None:
         """No mask where the model had none and no sample is padded; else one that the model's backend builds."""
+        if self.types.several:
+            layout, blocks = following.layout, following.blocks
+            following.masks = self.types.prefill_masks(following.first_layer, layout, following.positions, blocks, hidden)
+            return
         if self.call.get("attention_mask") is None and not following.layout.padded:
             return
-        following.mask = create_causal_mask(
+        following.masks[self.types.of(self.index)] = create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=hidden,
             attention_mask=following.layout.mask(hidden.device) if following.layout.padded else None,

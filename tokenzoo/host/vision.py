@@ -12,6 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ class VisionWatch:
     def __init__(self, family: Family, model: Module, encoder_layers: Sequence[int], reduce: Reduce | None) -> None:
         self.family, self.model, self.reduce, self.encoder_layers = family, model, reduce, encoder_layers
         self.encoded: dict[str, list[EncodedSource]] = {}
-        self.current: list[EncodedSource] = []
+        self.current: list[EncodedSource] | None = None
         self.record = EncoderRecord()
         self.reduced_input: torch.Tensor | None = None
+        self.left: torch.Tensor | None = None
+        self.beside: list[torch.Tensor] = []
 
     def attach(self, keep: Callable[[Callable[[], None]], object]) -> None:
         """Begin to watch; `keep` is given a function that ends each watch."""
@@ -46,8 +49,7 @@ class VisionWatch:
             projector = self.family.projector(self.model)
             keep(projector.register_forward_pre_hook(self._before_projector).remove)
             keep(projector.register_forward_hook(self._after_projector).remove)
-        layers = self.family.encoder_layers(self.model) if self.encoder_layers else ()
-        for index in self.encoder_layers:
+        for layers, index in product(self.family.encoder_stacks(self.model) if self.encoder_layers else (), self.encoder_layers):
             keep(layers[index].register_forward_pre_hook(self._arguments(index), with_kwargs=True).remove)
             keep(layers[index].register_forward_hook(self._output(index)).remove)
             for module in self.family.encoder_projections(layers[index]):
@@ -58,7 +60,9 @@ class VisionWatch:
             keep(head.register_forward_hook(self._head_output).remove)
 
     def _encode(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """One call of get_image_features or get_video_features."""
+        """One call of get_image_features or get_video_features; a model may encode videos by calling the former itself."""
+        if self.current is not None:
+            return original(*args, **kwargs)
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         visuals = self.family.sources(self.model, {**call, **call.get("kwargs", {})}, kind)
         self.record = EncoderRecord()
@@ -71,7 +75,7 @@ class VisionWatch:
         try:
             return original(*args, **kwargs)
         finally:
-            self.current = []
+            self.current = None
 
     # --- recording ----------------------------------------------------------------------------------------------
 
@@ -109,8 +113,11 @@ class VisionWatch:
             return None
         assert self.reduce is not None
         visuals = [source.visual for source in self.current]
-        events = []
+        events, self.beside = [], []
         for source, features in zip(self.current, self.family.split_features(self.model, args[0], visuals), strict=True):
+            through = source.visual.through(features.device)
+            self.beside.append(features[:0] if through is None else features[through[1]])
+            features = features if through is None else features[through[0]]
             grids = source.visual.encoder_grids
             sizes = torch.tensor([height * width for height, width in grids])
             tokens = VisualTokens(
@@ -134,21 +141,30 @@ class VisionWatch:
                 tokens.anchors = tokens.assignment = everything
             source.tokens = tokens
         self.reduced_input = args[0]
-        left = torch.cat([tokens.features for tokens in events])
-        return (self.family.projector_input(self.model, left),)
+        self.left = torch.cat([part for tokens, cls in zip(events, self.beside, strict=True) for part in (tokens.features, cls)])
+        return (self.family.projector_input(self.model, self.left),)
 
     def _after_projector(self, module: Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Keep the projected tokens for the decoder's input; return the stand-in."""
         if self.reduced_input is None:
             return None
         unreduced, self.reduced_input = self.reduced_input, None
-        projected = self.family.projector_output(output)
+        assert self.left is not None
+        projected = self.family.projector_output(self.model, output, self.left)
+        self.left = None
+        assert self.current is not None
         counts = [len(source.tokens.features) for source in self.current]  # type: ignore[union-attr]
-        parts = list(projected.split(counts))
+        pieces = projected.split([count for pair in zip(counts, map(len, self.beside), strict=True) for count in pair])
+        parts, beside = list(pieces[::2]), pieces[1::2]
         alone = [source.tokens is not None and source.tokens.anchors is None for source in self.current]
         stand_in = self.family.placeholder_output(self.model, unreduced, output)
         if any(alone):  # tiled and pooled ones go the model's own way, packing included
             stand_in = self.family.with_projected(stand_in.clone(), parts, alone, [source.visual for source in self.current])
+        if any(map(len, beside)):  # CLS tokens, which are always kept, go the model's own way too
+            stand_in = stand_in.clone()
+            flat = stand_in.view(-1, stand_in.shape[-1])
+            structural = torch.cat([source.visual.view_of_token for source in self.current]) < 0
+            flat[structural.nonzero()[:, 0].to(flat.device)] = torch.cat(beside)
         for source, part, untouched in zip(self.current, parts, alone, strict=True):
             source.tokens, source.projected = (None, None) if untouched else (source.tokens, part)
         return stand_in

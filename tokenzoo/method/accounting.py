@@ -99,7 +99,7 @@ def entry_account(
             projected, cut = sum(views), any(step.acts for step in steps)
             views = views if cut else source.view_tokens
     structural = structural_left(source) if cut else source.structural
-    return EntryAccount(projected, sum(views) + structural, tuple(steps))
+    return EntryAccount(projected + source.through, sum(views) + structural, tuple(steps))
 
 
 def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenReducer) -> tuple[int, ...]:
@@ -114,10 +114,11 @@ def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenRedu
 def structural_left(source: Source) -> int:
     """Structural tokens (newlines) left where a source was reduced before the projector.
 
-    Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays.
+    Tiles and pooled frames are no grid any more then, so the newlines that end its rows are dropped. One final newline stays,
+    and so do CLS tokens.
     """
     one_view = len(source.before_projector) == 1 and source.before_projector == source.view_tokens
-    return source.structural if source.structural <= 1 or one_view else 0
+    return source.structural if source.structural <= 1 or one_view or source.through else 0
 
 
 def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:
@@ -190,21 +191,23 @@ def overhead(methods: Methods, workload: Workload) -> int:
     if workload.recorded is not None and workload.recorded.flops is not None:
         return workload.recorded.flops
     flops = 0
-    for source, account in zip(workload.sources, entry_accounts(methods, workload), strict=True):
+    accounts = entry_accounts(methods, workload)
+    for source, account in zip(workload.sources, accounts, strict=True):
         for step in account.steps:
             if step.acts:
                 flops += _reduce_flops(step, source, workload)
+    entered = sum(account.entered for account in accounts)
     picks = [(method, layer, before, after) for layer, method, before, after in _walk(methods, workload) if after > 0]
     for method in methods:
         own = [(layer, before, after) for owner, layer, before, after in picks if owner is method]
-        flops += _pick_flops(method, own, workload) if own else 0
+        flops += _pick_flops(method, entered, own, workload) if own else 0
     return flops
 
 
-def _pick_flops(method: TokenReducer, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
+def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
     known = [method.score_flops(workload.text_tokens + before, workload.architecture) for _, before, _ in steps]
     if any(flops is None for flops in known):
-        return _counted().pick_flops(method, tuple(steps), workload)
+        return _counted().pick_flops(method, entered, tuple(steps), workload)
     return sum(flops or 0 for flops in known)
 
 

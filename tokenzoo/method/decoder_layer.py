@@ -30,6 +30,7 @@ class LayerSignals(Protocol):
     def final_norm(self, states: Tensor) -> Tensor: ...
     def positions(self, rows: Tensor | None) -> Tensor: ...
     def frequencies(self) -> Tensor: ...
+    def visible(self, rows: Tensor, columns: Tensor | None, following: bool) -> Tensor | None: ...
 
 
 @dataclass
@@ -84,9 +85,11 @@ class DecoderLayer:
         return self.signals.key(self.kept)
 
     def attention(self, rows: str | Tensor = "last") -> Tensor:
-        """Attention weights of this layer, [heads, rows, tokens], float32, causal; costs just these rows."""
+        """Attention weights of this layer, [heads, rows, tokens], float32; costs just these rows. A row sees what it sees in
+        the model: what stands before it, in Gemma also the rest of its own image, or no further than a window."""
         rows = self.rows(rows)
-        return ops.attention_weights(self.query(rows), self.keys(), rows, self.signals.scaling)
+        visible = self.signals.visible(self._place(rows), self.kept, False)
+        return ops.attention_weights(self.query(rows), self.keys(), rows, self.signals.scaling, visible)
 
     def next_attention(self, rows: str | Tensor = "last") -> Tensor:
         """Attention weights [heads, rows, tokens] that the NEXT layer's norm, projections and rotary embedding give
@@ -94,10 +97,11 @@ class DecoderLayer:
         rows = self.rows(rows)
         query = self.signals.next_query(self.hidden_states[rows], self._place(rows))
         key = self.signals.next_key(self.hidden_states, self.kept)
-        return ops.attention_weights(query, key, rows, self.signals.scaling)
+        visible = self.signals.visible(self._place(rows), self.kept, True)
+        return ops.attention_weights(query, key, rows, self.signals.scaling, visible)
 
     def importance(self, temperature: float = 0.1, iterations: int = 5) -> Tensor:
-        """PageRank of every token [tokens] over this layer's attention graph (AIM, section 3.3), in blocks."""
+        """PageRank of every token [tokens] over this layer's causal attention graph (AIM, section 3.3), in blocks."""
         rows = torch.arange(len(self.hidden_states), device=self.hidden_states.device)
         return ops.pagerank(self.query(rows), self.keys(), self.signals.scaling, temperature, iterations)
 

@@ -40,17 +40,18 @@ def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     return flops
 
 
-def pick_flops(method: TokenReducer, steps: tuple[tuple[int, int, int], ...], workload: Workload) -> int:
+def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, int], ...], workload: Workload) -> int:
     """Matrix products of all of a method's `pick` on one sample, which share its memory.
 
-    `steps`: (decoder layer, visual tokens before, visual tokens that remain) of each.
+    `entered`: visual tokens that entered the LLM; `steps`: of each pick the decoder layer, the visual tokens before it and
+    those that remain.
     """
-    key = (type(method), str(method), steps, workload.architecture, workload.text_tokens, workload.text_after)
+    key = (type(method), str(method), entered, steps, workload.architecture, workload.text_tokens, workload.text_after)
 
     def run() -> None:
         memory: dict[str, Any] = {}
         for layer, before, after in steps:
-            method.pick(layer_event(layer, before, workload, memory), after)
+            method.pick(layer_event(layer, before, entered, workload, memory), after)
 
     return _count(key, run)
 
@@ -140,7 +141,7 @@ class _Text:
         return self.after()
 
 
-def layer_event(index: int, visual: int, workload: Workload, memory: dict[str, Any]) -> DecoderLayer:
+def layer_event(index: int, visual: int, entered: int, workload: Workload, memory: dict[str, Any]) -> DecoderLayer:
     """The text ahead of the last visual token, the visual tokens, the text behind them."""
     architecture, ahead, total = workload.architecture, workload.text_before, workload.text_tokens + visual
     return DecoderLayer(
@@ -150,7 +151,7 @@ def layer_event(index: int, visual: int, workload: Workload, memory: dict[str, A
         inputs=stand_in(total, architecture.hidden),
         visual=torch.arange(ahead, ahead + visual),
         text=torch.cat([torch.arange(ahead), torch.arange(ahead + visual, total)]),
-        entered=visual,
+        entered=entered,
         signals=_Layer(architecture, total),
         text_behind=workload.text_tokens - ahead,
         memory=memory,
@@ -190,6 +191,9 @@ class _Layer:
 
     def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
         return torch.arange(self.tokens)
+
+    def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
+        return None
 
     def frequencies(self) -> torch.Tensor:
         return torch.ones(self.architecture.head_dim // 2)

@@ -109,6 +109,7 @@ def _source(data: dict) -> SourceTrace:
             source["structural"],
             tuple(source["encoder_views"]),
             tuple(tuple(grid) for grid in source["grids"]),
+            source.get("through", 0),
         ),
         grids=tuple(tuple(grid) for grid in data["grids"]),
         rows=tuple(data["rows"]),

@@ -121,7 +121,8 @@ class VisualTokens:
         Heads one after another in the width; the first row is the CLS token where `has_cls`. Before any scaling and
         rotary embedding, biases included. Of the unreduced views, whatever was dropped since.
         """
-        return self._encoder().query_key(layer)
+        query, key = self._encoder().query_key(layer)
+        return query.to(self.features.device), key.to(self.features.device)
 
     def encoder_attention(self, layer: int, queries: Queries = "cls") -> Tensor:
         """Attention of an encoder layer on each token, [heads, tokens], softmaxed, float32.
@@ -151,7 +152,7 @@ class VisualTokens:
 
     def cls_features(self, layer: int) -> Tensor:
         """Output of an encoder layer at the CLS token of each view, [views, encoder width]."""
-        return self._encoder().cls_features(layer)
+        return self._encoder().cls_features(layer).to(self.features.device)
 
     def pooling_head(self) -> tuple[Tensor, Tensor]:
         """SigLIP's pooling head on the last layer: its attention [tokens], mean over heads, and its vector [views, width].
@@ -159,7 +160,7 @@ class VisualTokens:
         Raises UnsupportedError where the encoder has no such head.
         """
         attention, vectors = self._encoder().pooling_head(self.early)
-        return self._now(attention, 0), vectors
+        return self._now(attention, 0), vectors.to(self.features.device)
 
     def _encoder(self) -> EncoderSignals:
         if self.encoder is None:
@@ -168,6 +169,7 @@ class VisualTokens:
 
     def _now(self, values: Tensor, dimension: int) -> Tensor:
         """Values of the unreduced tokens as values of the tokens that are there."""
+        values = values.to(self.features.device)  # the encoder may lie on another device than the LLM
         return values if self.anchors is None else values.index_select(dimension, self.anchors)
 
     # --- the text -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -16,6 +16,10 @@ class Architecture:
     `encoder_layers` and `encoder_heads` count the encoder's layers and heads; `feature_layer` is the encoder layer whose
     output goes to the projector, `encoder_merge` how many patches become one token there; `pooling_head` tells whether the
     encoder runs SigLIP's attention-pooling head. The vision fields are 0 where only the decoder is known.
+
+    A mixture of experts has `experts` in every layer but the `dense_layers`, `active_experts` of them for each token, each
+    `expert_intermediate` wide. With a `window`, layers other than `full_attention_layers` keep no more than its last rows in
+    their KV cache. `of_layer` tells what one layer is.
     """
 
     name: str
@@ -34,6 +38,21 @@ class Architecture:
     feature_layer: int = 0
     has_cls: bool = False
     pooling_head: bool = False
+    experts: int = 0
+    active_experts: int = 0
+    expert_intermediate: int = 0
+    dense_layers: tuple[int, ...] = ()
+    window: int = 0
+    full_attention_layers: tuple[int, ...] = ()
+
+    def of_layer(self, index: int) -> Architecture:
+        """The decoder as layer `index` is: with a mixture of experts, `intermediate` is that of the active ones together."""
+        layer = replace(self, window=0) if self.window and index in self.full_attention_layers else self
+        if not self.experts:
+            return layer
+        if index in self.dense_layers:
+            return replace(layer, experts=0)
+        return replace(layer, intermediate=self.active_experts * self.expert_intermediate)
 
     def __post_init__(self) -> None:
         if not self.head_dim:
@@ -59,7 +78,8 @@ class Source:
     the big grid. `view_tokens` are the tokens of each view as they enter the LLM, without structural tokens
     (newlines), of which there are `structural`. `encoder_views` are the tokens of each view before the projector
     (frames before pooling; base and every tile), without CLS; empty means the same as `view_tokens`. `grids` are the
-    (height, width) of each view as it enters the LLM, where they are known.
+    (height, width) of each view as it enters the LLM, where they are known. `through`: how many of the structural tokens
+    come from the encoder (CLS tokens) and pass the projector; they are always kept.
     """
 
     kind: Literal["image", "video"]
@@ -67,6 +87,7 @@ class Source:
     structural: int = 0
     encoder_views: tuple[int, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
+    through: int = 0
 
     @property
     def tokens(self) -> int:
@@ -137,7 +158,7 @@ class Workload:
     @property
     def projector_tokens(self) -> int:
         """Visual tokens entering an unreduced projector."""
-        return sum(sum(source.before_projector) for source in self.sources)
+        return sum(sum(source.before_projector) + source.through for source in self.sources)
 
     @classmethod
     def images(cls, architecture: Architecture, tokens: int, text_tokens: int, images: int = 1) -> Workload:

@@ -119,11 +119,16 @@ def sample_rows(case: Case, count: int, length: int) -> slice:
 def fingerprint(model: Any) -> tuple[Any, ...]:
     """Everything of a model that a run must not change: hooks, weights, configuration, forward methods."""
     hooks = tuple(
-        (name, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        (name, _hooks(module._forward_hooks), _hooks(module._forward_pre_hooks), "forward" in vars(module))
         for name, module in model.named_modules()
     )
     weights = sum(parameter.double().sum().item() for parameter in model.parameters())
     return hooks, weights, str(model.config.to_dict()), str(model.generation_config.to_dict())
+
+
+def _hooks(hooks: dict[int, Any]) -> int:
+    """How many hooks there are; those that transformers itself installs when a module first runs are part of the model."""
+    return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values())
 
 
 def leftovers(case: Case) -> list[Finding]:

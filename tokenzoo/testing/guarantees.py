@@ -15,6 +15,7 @@ from tokenzoo.method.trace import SampleTrace
 from tokenzoo.method.workload import Workload
 from tokenzoo.testing.case import Case, Outcome, sample_rows
 from tokenzoo.testing.findings import Finding
+from tokenzoo.testing.oracle import layer_window as cache_window
 from tokenzoo.testing.oracle import oracle_logits
 from tokenzoo.testing.positions import oracle_sample
 from tokenzoo.testing.recorder import Call
@@ -45,6 +46,8 @@ def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
     expected = [
         max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0) for layer in range(trace.layers)
     ]
+    windows = [cache_window(case.decoder, layer) for layer in range(trace.layers)]
+    expected = [want if window is None else min(want, window - 1) for want, window in zip(expected, windows, strict=True)]
     for layer, (want, got) in enumerate(zip(expected, outcome.kv_lengths, strict=True)):
         if want != got:
             yield Finding(5, case.where, f"the cache of layer {layer} holds {got} tokens, the trace says {want}.")
@@ -131,7 +134,8 @@ def _made(case: Case, calls: Sequence[Call]) -> torch.Tensor | None:
     if calls[-1].early:
         projector = case.family.projector(case.model)
         with torch.no_grad():
-            made = case.family.projector_output(projector(case.family.projector_input(case.model, made)))
+            output = projector(case.family.projector_input(case.model, made))
+            made = case.family.projector_output(case.model, output, made)
     return made
 
 

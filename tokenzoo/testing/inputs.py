@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,27 +18,44 @@ CASES = {
     "right": "the same padded right (forward only: generation pads left)",
     "images": "two images in one sample, none in the next, one in the last, padded left",
     "video": "one sample with one video, and one of only text, padded left",
+    "mixed": "one sample with a video before an image, and one of only an image, padded left",
 }
-#: Images, or videos, of each sample of a case.
-COUNTS = {"single": [1], "left": [1, 1, 1], "right": [1, 1, 1], "images": [2, 0, 1], "video": [1, 0]}
-VIDEO_FAMILIES = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
+#: The pictures of each sample of a case, in order.
+PICTURES: dict[str, list[list[str]]] = {
+    "single": [["image"]],
+    "left": [["image"], ["image"], ["image"]],
+    "right": [["image"], ["image"], ["image"]],
+    "images": [["image", "image"], [], ["image"]],
+    "video": [["video"], []],
+    "mixed": [["video", "image"], ["image"]],
+}
+#: The model types that tell videos from images.
+VIDEO_TYPES = ("llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 #: Sizes of the pictures (height, width) in pixels or, for the Qwen models, in patches; they differ on purpose.
 _SIZES = ((40, 80), (90, 60), (64, 64))
 _GRIDS = ((8, 12), (12, 8), (8, 8))
 _FRAMES = 4
+#: Tiles of each picture of a model whose pictures are cut into tiles of one size.
+_TILES = (3, 1, 2)
 
 
 @dataclass
 class _Visual:
-    """The images or videos of a whole batch: their tokens, their kinds, and the model's keyword arguments."""
+    """The images or videos of a whole batch: for each its runs of placeholders, and the model's keyword arguments."""
 
-    tokens: list[int]
+    runs: list[list[int]]
     arguments: dict[str, Any]
 
 
+def cases_of(model_type: str) -> list[str]:
+    """The cases that models of this type can take."""
+    wanted = ("image", "video") if model_type in VIDEO_TYPES else ("image",)
+    return [case for case, samples in PICTURES.items() if all(kind in wanted for sample in samples for kind in sample)]
+
+
 def cases(model: Any) -> list[str]:
-    """The cases a model can take: all, but video only where it takes videos."""
-    return [case for case in CASES if case != "video" or model.config.model_type in VIDEO_FAMILIES]
+    """The cases a model can take: all, but those with videos only where it takes videos."""
+    return cases_of(model.config.model_type)
 
 
 def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
@@ -47,30 +65,42 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
     if case not in cases(model):
         raise UnsupportedError(f"{type(model).__name__} takes no videos. Choose another case.")
     generator = torch.Generator().manual_seed(seed)
-    kind = "video" if case == "video" else "image"
-    counts = COUNTS[case]
-    visual = _BUILDERS[model.config.model_type](model, kind, counts, generator)
-    rows = _token_rows(model, kind, counts, list(visual.tokens), generator)
-    inputs = _padded(rows, left=case != "right")
-    if model.config.model_type.startswith("qwen2"):
+    samples, build = PICTURES[case], _BUILDERS[model.config.model_type]
+    runs: dict[str, list[list[int]]] = {}
+    arguments: dict[str, Any] = {}
+    for kind in ("image", "video"):
+        counts = [sample.count(kind) for sample in samples]
+        if any(counts):
+            visual = build(model, kind, counts, generator)
+            runs[kind], arguments = list(visual.runs), arguments | visual.arguments
+    inputs = _padded(_token_rows(model, samples, runs, generator), left=case != "right")
+    if _qwen_like(model):
         ids = inputs["input_ids"]
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-    return {**inputs, **visual.arguments}
+    if model.config.model_type == "gemma3":
+        inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
+    return {**inputs, **arguments}
 
 
 def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]:
-    """Return one sample of a batch that `tiny_inputs` made, alone and without padding."""
+    """Return one sample of a batch that `tiny_inputs` made, alone and without padding, its own pictures with it."""
     mask = inputs["attention_mask"][index].bool()
-    first = sum(COUNTS[case][:index])
-    pictures = slice(first, first + COUNTS[case][index])
     sample = {}
     for name, value in inputs.items():
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        kind = "video" if "video" in name else "image"
+        counts = [pictures.count(kind) for pictures in PICTURES[case]]
+        pictures = slice(sum(counts[:index]), sum(counts[: index + 1]))
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
             sample[name] = value[index : index + 1, mask]
-        elif name == "batch_num_images":
+        elif not counts[index]:
+            continue
+        elif name == "batch_num_images" or ("pixel_attention_mask" in inputs and name.startswith("pixel")):  # a row a sample
             sample[name] = value[index : index + 1]
+        elif name == "pixel_values" and value.ndim == 4:  # as many pictures or tiles as the sample has placeholders for
+            images = (inputs["input_ids"] == IMAGE).sum(1) * len(value) // (inputs["input_ids"] == IMAGE).sum()
+            sample[name] = value.split(images.tolist())[index]
         elif name.startswith("pixel_values") and value.ndim == 2:  # patches of all pictures in one row
-            sizes = next(grids for key, grids in inputs.items() if key.endswith("_grid_thw")).prod(-1).tolist()
+            sizes = inputs[f"{kind}_grid_thw"].prod(-1).tolist()
             sample[name] = torch.cat([value[:0], *value.split(sizes)[pictures]])
         else:
             sample[name] = value[pictures]
@@ -93,20 +123,25 @@ class Words:
         return {"input_ids": torch.tensor([[self.bos_token_id, *ids]])}
 
 
-def _token_rows(model: Any, kind: str, counts: list[int], tokens: list[int], generator: torch.Generator) -> list[list[int]]:
-    """Text, then each picture followed by text, for each sample."""
-    placeholder = VIDEO if kind == "video" else IMAGE
-    bounded = model.config.model_type.startswith("qwen2")
+def _qwen_like(model: Any) -> bool:
+    return model.config.model_type.startswith("qwen")
+
+
+def _token_rows(
+    model: Any, samples: list[list[str]], runs: dict[str, list[list[int]]], generator: torch.Generator
+) -> list[list[int]]:
+    """Text, then each picture followed by text, for each sample; text between the runs of one picture."""
 
     def text(length: int) -> list[int]:
         return torch.randint(TEXT.start, TEXT.stop, (length,), generator=generator).tolist()
 
     rows = []
-    for sample, count in enumerate(counts):
+    for sample, pictures in enumerate(samples):
         row = text(3 + sample)
-        for _ in range(count):
-            run = [placeholder] * tokens.pop(0)
-            row += [VISION_START, *run, VISION_END] if bounded else run
+        for kind in pictures:
+            for number, tokens in enumerate(runs[kind].pop(0)):
+                run = [VIDEO if kind == "video" else IMAGE] * tokens
+                row += text(2 if number else 0) + ([VISION_START, *run, VISION_END] if _qwen_like(model) else run)
             row += text(5 + 2 * sample)
         rows.append(row + text(4))
     return rows
@@ -126,8 +161,11 @@ def _padded(rows: list[list[int]], left: bool) -> dict[str, torch.Tensor]:
 def _llava(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
     size = model.config.vision_config.image_size
     pixels = torch.randn(sum(counts), 3, size, size, generator=generator)
-    tokens = (size // model.config.vision_config.patch_size) ** 2
-    return _Visual([tokens] * sum(counts), {"pixel_values": pixels})
+    tokens = getattr(model.config, "mm_tokens_per_image", None) or (size // model.config.vision_config.patch_size) ** 2
+    if kind == "video":  # Video-LLaVA: each frame's CLS token goes along
+        pixels = torch.randn(sum(counts), _FRAMES, 3, size, size, generator=generator)
+        return _Visual([[_FRAMES * (tokens + 1)]] * sum(counts), {"pixel_values_videos": pixels})
+    return _Visual([[tokens]] * sum(counts), {"pixel_values": pixels})
 
 
 def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
@@ -136,7 +174,8 @@ def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator
     if kind == "video":
         pixels = torch.randn(sum(counts), _FRAMES, 3, size, size, generator=generator)
         pooled = -(-(size // model.config.vision_config.patch_size) // 2)
-        return _Visual([_FRAMES * pooled**2 + 1] * sum(counts), {"pixel_values_videos": pixels})
+        newline = model.config.model_type == "llava_onevision"
+        return _Visual([[_FRAMES * pooled**2 + newline]] * sum(counts), {"pixel_values_videos": pixels})
     sizes = torch.tensor([_SIZES[index % len(_SIZES)] for index in range(sum(counts))])
     most = 1 + max(-(-height // size) * -(-width // size) for height, width in sizes.tolist())
     arguments: dict[str, Any] = {
@@ -151,7 +190,34 @@ def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         return_dict=True,
     )
-    return _Visual([len(part) for part in features.pooler_output], arguments)
+    return _Visual([[len(part)] for part in features.pooler_output], arguments)
+
+
+def _tiles(counts: list[int]) -> list[int]:
+    return [_TILES[index % len(_TILES)] for index in range(sum(counts))]
+
+
+def _internvl(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
+    """Pictures of several tiles; the third is a video of two frames, with text between them."""
+    size, tokens = model.config.vision_config.image_size[0], model.config.image_seq_length
+    pixels = torch.randn(sum(_tiles(counts)), 3, size, size, generator=generator)
+    runs = [[tokens] * tiles if index % 3 == 2 else [tokens * tiles] for index, tiles in enumerate(_tiles(counts))]
+    return _Visual(runs, {"pixel_values": pixels})
+
+
+def _idefics(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
+    """Text before each tile; empty tiles fill up the samples."""
+    size, tiles = model.config.vision_config.image_size, _tiles(counts)
+    patches = (size // model.config.vision_config.patch_size) ** 2
+    resampler = getattr(model.config, "perceiver_config", None)
+    tokens = resampler.resampler_n_latents if resampler else patches // model.config.scale_factor**2
+    starts = [sum(counts[:sample]) for sample in range(len(counts) + 1)]
+    used = [sum(tiles[first:last]) for first, last in pairwise(starts)]
+    pixels = torch.randn(len(counts), max(used), 3, size, size, generator=generator)
+    for sample, count in enumerate(used):
+        pixels[sample, count:] = 0
+    mask = torch.ones(len(counts), max(used), size, size, dtype=torch.bool)
+    return _Visual([[tokens] * count for count in tiles], {"pixel_values": pixels, "pixel_attention_mask": mask})
 
 
 def _qwen(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
@@ -161,9 +227,11 @@ def _qwen(model: Any, kind: str, counts: list[int], generator: torch.Generator) 
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(int(grids.prod(-1).sum()), width, generator=generator)
     tokens = (grids.prod(-1) // vision.spatial_merge_size**2).tolist()
+    apart = model.config.model_type.startswith("qwen3")  # a timestamp stands before each frame
+    runs = [[count // frames] * frames if apart else [count] for count in tokens]
     if kind == "video":
-        return _Visual(tokens, {"pixel_values_videos": pixels, "video_grid_thw": grids})
-    return _Visual(tokens, {"pixel_values": pixels, "image_grid_thw": grids})
+        return _Visual(runs, {"pixel_values_videos": pixels, "video_grid_thw": grids})
+    return _Visual(runs, {"pixel_values": pixels, "image_grid_thw": grids})
 
 
 _BUILDERS = {
@@ -172,4 +240,13 @@ _BUILDERS = {
     "llava_onevision": _anyres,
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
+    "qwen3_vl": _qwen,
+    "qwen3_vl_moe": _qwen,
+    "internvl": _internvl,
+    "llava_next_video": _anyres,
+    "video_llava": _llava,
+    "gemma3": _llava,
+    "smolvlm": _idefics,
+    "idefics3": _idefics,
+    "idefics2": _idefics,
 }

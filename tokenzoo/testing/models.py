@@ -12,19 +12,39 @@ import torch
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    MistralConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 from tokenzoo.errors import unknown
@@ -101,6 +121,116 @@ def _llava_onevision(layers: int) -> nn.Module:
     )
 
 
+def _llava_next_video(layers: int) -> nn.Module:
+    return LlavaNextVideoForConditionalGeneration(
+        LlavaNextVideoConfig(
+            vision_config=CLIPVisionConfig(**_encoder(48, 12)),
+            text_config=LlamaConfig(**_decoder(layers)),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=[[48, 96], [96, 48], [96, 96]],
+            image_seq_length=16,
+        )
+    )
+
+
+def _internvl(layers: int) -> nn.Module:
+    """Tiles of 6 x 6 patches, shuffled into 9 tokens; norms of q and k in the encoder."""
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=48,
+        patch_size=8,
+        attention_bias=True,
+        use_qk_norm=True,
+        layer_scale_init_value=1.0,
+        initializer_range=INITIALIZER_RANGE,
+    )
+    text = Qwen2Config(**_decoder(layers, KV_HEADS))
+    return InternVLForConditionalGeneration(
+        InternVLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=9)
+    )
+
+
+_PATCHED_SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 48,
+    "patch_size": 8,
+    "initializer_range": INITIALIZER_RANGE,
+}
+
+_IDEFICS_TOKENS: dict[str, Any] = {"image_token_id": IMAGE, "initializer_range": INITIALIZER_RANGE}
+
+
+def _smolvlm(layers: int) -> nn.Module:
+    text = LlamaConfig(**_decoder(layers, KV_HEADS))
+    config = SmolVLMConfig(vision_config=_PATCHED_SIGLIP, text_config=text, scale_factor=2, **_IDEFICS_TOKENS)
+    return SmolVLMForConditionalGeneration(config)
+
+
+def _idefics3(layers: int) -> nn.Module:
+    text = LlamaConfig(**_decoder(layers))
+    config = Idefics3Config(vision_config=_PATCHED_SIGLIP, text_config=text, scale_factor=2, **_IDEFICS_TOKENS)
+    return Idefics3ForConditionalGeneration(config)
+
+
+def _idefics2(layers: int) -> nn.Module:
+    text = MistralConfig(**_decoder(layers, KV_HEADS), sliding_window=None)
+    resampler = {
+        "hidden_size": HIDDEN,
+        "resampler_n_latents": 12,
+        "resampler_depth": 2,
+        "resampler_n_heads": 4,
+        "resampler_head_dim": 16,
+        "num_key_value_heads": 2,
+    }
+    return Idefics2ForConditionalGeneration(
+        Idefics2Config(vision_config=_PATCHED_SIGLIP, text_config=text, perceiver_config=resampler, **_IDEFICS_TOKENS)
+    )
+
+
+def _video_llava(layers: int) -> nn.Module:
+    vision = CLIPVisionConfig(**_encoder(32, 8))
+    return VideoLlavaForConditionalGeneration(
+        VideoLlavaConfig(
+            vision_config=vision,
+            text_config=LlamaConfig(**_decoder(layers)),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_seq_length=16,
+            video_seq_length=17 * 4,
+        )
+    )
+
+
+def _gemma3(layers: int) -> nn.Module:
+    """Every third layer sees everything, the others a window shorter than the prompts; 6 x 6 patches are pooled to 9 tokens."""
+    text = {
+        **_decoder(layers, KV_HEADS),
+        "head_dim": HIDDEN // HEADS,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 20,
+        "layer_types": ["full_attention" if index % 3 == 2 else "sliding_attention" for index in range(layers)],
+    }
+    vision = {**_encoder(48, 8), "model_type": "siglip_vision_model", "vision_use_head": False}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text,
+            vision_config=vision,
+            mm_tokens_per_image=9,
+            image_token_index=IMAGE,
+            boi_token_index=VISION_START,
+            eoi_token_index=VISION_END,
+            initializer_range=INITIALIZER_RANGE,
+        )
+    )
+
+
 def _mrope(layers: int) -> dict[str, Any]:
     return {
         **_decoder(layers, KV_HEADS),
@@ -144,14 +274,67 @@ def _qwen2_5_vl(layers: int) -> nn.Module:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=_mrope(layers), **_QWEN_TOKENS))
 
 
-_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
-    "llava": _llava,
-    "llava-next": _llava_next,
-    "llava-onevision": _llava_onevision,
-    "qwen2-vl": _qwen2_vl,
-    "qwen2.5-vl": _qwen2_5_vl,
+def _qwen3(layers: int, depths: list[int]) -> dict[str, Any]:
+    """What the configs of Qwen3-VL models have in common: DeepStack from encoder layers `depths`."""
+    return {
+        "vision_config": {
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": HIDDEN,
+            "num_heads": 4,
+            "patch_size": 4,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": depths,
+            "initializer_range": INITIALIZER_RANGE,
+        },
+        **_QWEN_TOKENS,
+    }
+
+
+def _qwen3_text(layers: int, kv_heads: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    return {**_decoder(layers, kv_heads), "head_dim": HIDDEN // HEADS, "rope_parameters": rope}
+
+
+def _qwen3_vl(layers: int, kv_heads: int = KV_HEADS, depths: tuple[int, ...] = (0, 1, 2)) -> nn.Module:
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=_qwen3_text(layers, kv_heads), **_qwen3(layers, list(depths)))
+    )
+
+
+def _qwen3_vl_mha(layers: int) -> nn.Module:
+    """As many key as query heads, and DeepStack at one depth."""
+    return _qwen3_vl(layers, HEADS, (1,))
+
+
+def _qwen3_vl_moe(layers: int) -> nn.Module:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN, "mlp_only_layers": [1]}
+    return Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config={**_qwen3_text(layers, KV_HEADS), **experts}, **_qwen3(layers, [0, 2]))
+    )
+
+
+_BUILDERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "llava": ("llava", _llava),
+    "llava-next": ("llava_next", _llava_next),
+    "llava-onevision": ("llava_onevision", _llava_onevision),
+    "qwen2-vl": ("qwen2_vl", _qwen2_vl),
+    "qwen2.5-vl": ("qwen2_5_vl", _qwen2_5_vl),
+    "qwen3-vl": ("qwen3_vl", _qwen3_vl),
+    "qwen3-vl-mha": ("qwen3_vl", _qwen3_vl_mha),
+    "qwen3-vl-moe": ("qwen3_vl_moe", _qwen3_vl_moe),
+    "internvl": ("internvl", _internvl),
+    "llava-next-video": ("llava_next_video", _llava_next_video),
+    "video-llava": ("video_llava", _video_llava),
+    "gemma3": ("gemma3", _gemma3),
+    "smolvlm": ("smolvlm", _smolvlm),
+    "idefics3": ("idefics3", _idefics3),
+    "idefics2": ("idefics2", _idefics2),
 }
 FAMILIES = tuple(_BUILDERS)
+#: The `config.model_type` of each.
+MODEL_TYPES = {family: model_type for family, (model_type, _) in _BUILDERS.items()}
 
 
 def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAYERS, seed: int = 0) -> Any:
@@ -161,7 +344,7 @@ def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAY
     model: Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _BUILDERS[family](layers).eval()
+        model = _BUILDERS[family][1](layers).eval()
         _spread_weights(model)
     model.requires_grad_(False)
     model.set_attn_implementation(attn_implementation)

@@ -21,13 +21,17 @@ class FullPrompt:
     """What the unreduced model computes: the decoder's input, its positions, and the logits.
 
     `embeddings` [batch, length, hidden]; `positions` [axes, batch, length]; `logits` [batch, length, vocabulary];
-    `mask` [batch, length], true where there is no padding.
+    `mask` [batch, length], true where there is no padding. `additions`: what the decoder added to the rows behind a layer
+    (DeepStack), [batch, length, hidden]. `blocks` [batch, length]: the number of the image of each row, -1 for text, where the
+    tokens of an image see each other (Gemma, by its `token_type_ids`).
     """
 
     embeddings: torch.Tensor
     positions: torch.Tensor
     logits: torch.Tensor
     mask: torch.Tensor
+    additions: dict[int, torch.Tensor] = field(default_factory=dict)
+    blocks: torch.Tensor | None = None
 
 
 @dataclass
@@ -46,18 +50,32 @@ class OracleSample:
 
 
 @torch.no_grad()
-def full_prompt(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) -> FullPrompt:
+def full_prompt(model: Any, decoder: Any, inputs: dict[str, Any]) -> FullPrompt:
     """Run the plain model and note what its decoder is given."""
     seen: dict[str, Any] = {}
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         seen.update(kwargs)
 
-    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    outputs: list[torch.Tensor] = []
+    additions: dict[int, torch.Tensor] = {}
+
+    def given(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if outputs and not torch.equal(hidden, outputs[-1]):
+            additions[len(outputs) - 1] = hidden - outputs[-1]
+
+    def returned(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [decoder.register_forward_pre_hook(note, with_kwargs=True)]
+    for layer in decoder.layers:
+        handles += [layer.register_forward_pre_hook(given, with_kwargs=True), layer.register_forward_hook(returned)]
     try:
         logits = model(**inputs).logits
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     embeddings = seen["inputs_embeds"]
     batch, length = embeddings.shape[:2]
     positions = seen.get("position_ids")
@@ -66,7 +84,16 @@ def full_prompt(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) ->
     positions = positions if positions.ndim == 3 else positions[None]
     mask = inputs.get("attention_mask")
     mask = torch.ones(batch, length) if mask is None else mask
-    return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool())
+    return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool(), additions, _image_blocks(inputs))
+
+
+def _image_blocks(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """Runs of image tokens, numbered in each row."""
+    if "token_type_ids" not in inputs:
+        return None
+    image = inputs["token_type_ids"] == 1
+    begins = image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
+    return torch.where(image, begins.cumsum(1), -1)
 
 
 @torch.no_grad()
@@ -97,17 +124,27 @@ def oracle_logits(
         next_position = entry_positions[:, -1:] + 1
     later = next_position + torch.arange(new)
     whole = torch.cat([full_positions[:, gone], entry_positions, later], dim=1)
-    mask = rotary = None
+    types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
+    blocks = _blocks(prompt, index, columns[torch.tensor([*gone, *trace.entry], dtype=torch.long)], new)
+    masks: dict[int | None, torch.Tensor] = {}
+    rotary: dict[str, Any] = {}
     for number, layer in enumerate(decoder.layers):
         places = sample.renumbered.get(number - 1)
         if places:
             whole = _renumbered(whole, first, count, places)
-        if places or rotary is None:
-            rotary = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None])
-        if mask is None or trace.rows(number) != trace.rows(number - 1):
-            mask = _mask(first, count, new, trace.rows(number), hidden.dtype)
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=None)
+            rotary, masks = {}, {}
+        kind, window = types[number], layer_window(decoder, number)
+        if kind not in rotary:
+            given = (kind,) if len(set(types)) > 1 else ()
+            rotary[kind] = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None], *given)
+        if number and trace.rows(number) != trace.rows(number - 1):
+            masks = {}
+        if window not in masks:
+            masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
+        hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if number in prompt.additions:
+            hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
         if number in sample.merged:
             merged_rows, states = sample.merged[number]
             hidden = hidden.clone()
@@ -118,15 +155,46 @@ def oracle_logits(
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
 
 
-def _mask(first: int, count: int, new: int, rows: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """0 where a row may look, the smallest number where not: [1, 1, total, total]. A hidden row sees itself."""
+def layer_window(decoder: Any, number: int) -> int | None:
+    """How far back a decoder layer looks; None where it sees everything."""
+    types = getattr(decoder.config, "layer_types", None)
+    return decoder.config.sliding_window if types and types[number] == "sliding_attention" else None
+
+
+def _blocks(prompt: FullPrompt, index: int, columns: torch.Tensor, new: int) -> torch.Tensor | None:
+    """Which image block each row belongs to, -1 for text and what is generated; None where images are causal too."""
+    if prompt.blocks is None:
+        return None
+    return torch.cat([prompt.blocks[index, columns], torch.full((new,), -1)])
+
+
+def _mask(
+    first: int,
+    count: int,
+    new: int,
+    rows: list[int],
+    dtype: torch.dtype,
+    positions: torch.Tensor,
+    window: int | None,
+    blocks: torch.Tensor | None,
+) -> torch.Tensor:
+    """0 where a row may look, the smallest number where not: [1, 1, total, total]. A hidden row sees itself.
+
+    Rows of one image see each other where `blocks` says so; a window counts positions, and the rows that are there.
+    """
     total = first + count + new
     present = torch.zeros(total, dtype=torch.bool)
     present[[first + row for row in rows]] = True
     present[first + count :] = True
     order = torch.arange(total)  # where a row stands in the sequence: appended rows stand behind others
     order[torch.tensor([first + row for row in rows], dtype=torch.long)] = first + torch.arange(len(rows))
-    visible = (order[None, :] <= order[:, None]) & present[None, :]
+    order[first + count :] = first + len(rows) + torch.arange(new)
+    visible = order[None, :] <= order[:, None]
+    if blocks is not None:
+        visible |= (blocks[None, :] == blocks[:, None]) & (blocks >= 0)
+    if window is not None:
+        visible &= (positions[:, None] - positions[None, :] < window) & (order[:, None] - order[None, :] < window)
+    visible &= present[None, :]
     visible |= torch.eye(total, dtype=torch.bool)
     return torch.zeros(total, total, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 

@@ -87,11 +87,13 @@ def _entry_numbers(case: Case, outcome: Outcome, index: int, reducers: Sequence[
         if row not in tokens_of:
             keys.append(((column, 0), ("text", row)))
     prompt = case.inputs["input_ids"][index][case.prompt.mask[index]].tolist()
-    images = [column for column, token in enumerate(prompt) if token == case.family.token_id(case.model, "image")]
-    start = 0
+    placeholders = {
+        kind: [column for column, token in enumerate(prompt) if token == case.family.token_id(case.model, kind)]
+        for kind in ("image", "video")
+    }
     for number, (source, calls) in enumerate(zip(sample.sources, sources, strict=True)):
-        columns = images[start : start + source.source.tokens]
-        start += source.source.tokens
+        known = placeholders[source.source.kind]
+        columns = [known.pop(0) for _ in range(source.source.tokens)]
         state = list(range(len(columns)))
         since: list[int] | None = None
         for call in calls:
@@ -101,8 +103,16 @@ def _entry_numbers(case: Case, outcome: Outcome, index: int, reducers: Sequence[
                 since = call.anchors if since is None else [since[anchor] for anchor in call.anchors]
         raster = state == sorted(state)
         for place, token in enumerate(state):
-            keys.append(((columns[token], 0) if raster else (columns[0], place), ("source", number, place)))
+            key = (columns[token], 0) if raster else (_run_start(columns, columns[token]), place)
+            keys.append((key, ("source", number, place)))
         for place, row in enumerate(source.rows):
             finals[row] = ("source", number, place if since is None else since[place])
     ranks = {key: rank for rank, (_, key) in enumerate(sorted(keys, key=lambda item: item[0]))}
     return [ranks[finals.get(row, ("text", row))] for row in range(len(sample.entry))]
+
+
+def _run_start(columns: list[int], column: int) -> int:
+    """The first column of the unbroken run of a picture's columns that holds `column`."""
+    while column - 1 in columns:
+        column -= 1
+    return column

@@ -11,7 +11,7 @@ from tokenzoo.host.family import Family, Module, VisualSource
 
 class DecoderOnly(Family):
     name = "decoder"
-    model_types = ("llama", "qwen2", "mistral", "qwen2_vl_text", "qwen2_5_vl_text")
+    model_types = ("llama", "qwen2", "mistral", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3")
 
     def decoder(self, model: Module) -> Module:
         return model if hasattr(model, "layers") else model.model

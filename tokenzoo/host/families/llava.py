@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,7 +14,7 @@ from tokenzoo.method.workload import Source
 
 class Llava(Family):
     name = "llava"
-    model_types = ("llava",)
+    model_types: tuple[str, ...] = ("llava",)
 
     def decoder(self, model: Module) -> Module:
         return self.root(model).language_model
@@ -52,17 +52,20 @@ class Llava(Family):
         if kind == "video" or pixels is None:
             return []
         grid = self.patch_grid(model)
-        tokens = grid[0] * grid[1]
-        view = torch.zeros(tokens, dtype=torch.long)
-        if strategy(model, call) == "full" and self.has_cls(model):  # the CLS token goes to the LLM too, ahead of the patches
-            view = torch.cat([torch.tensor([-1]), view])
-            source = Source("image", (tokens,), 1, (tokens + 1,), grids=(grid,))
-            image = VisualSource(source, view, ((1, tokens + 1),), one_to_one=False, whole=False)
-        else:
-            image = VisualSource(Source("image", (tokens,), grids=(grid,)), view, (grid,), one_to_one=True)
-        return [image] * len(pixels)
+        cls = int(strategy(model, call) == "full" and self.has_cls(model))
+        return [with_cls("image", grid, 1, cls)] * len(pixels)
+
+
+def with_cls(kind: Literal["image", "video"], grid: tuple[int, int], views: int, cls: int) -> VisualSource:
+    """An image, or a video of several views, each of `grid` tokens; with `cls` a CLS token goes to the LLM ahead of each."""
+    tokens = grid[0] * grid[1]
+    view = torch.arange(views).repeat_interleave(tokens + cls)
+    if cls:
+        view[:: tokens + 1] = -1
+    source = Source(kind, (tokens,) * views, cls * views, grids=(grid,) * views, through=cls * views)
+    return VisualSource(source, view, (grid,) * views, one_to_one=True)
 
 
 def strategy(model: Module, call: Mapping[str, Any]) -> str:
     """Which encoder tokens go to the projector: "default" leaves CLS out, "full" does not."""
-    return call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy
+    return str(call.get("vision_feature_select_strategy") or getattr(model.config, "vision_feature_select_strategy", "default"))

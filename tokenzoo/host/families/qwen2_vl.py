@@ -123,14 +123,14 @@ class Qwen2VL(Family):
     def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:
         return features.reshape(-1, features.shape[-1] // model.config.vision_config.spatial_merge_size**2)
 
-    def projector_output(self, output: torch.Tensor) -> torch.Tensor:
+    def projector_output(self, model: Module, output: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         return output
 
     def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         units = len(features) // model.config.vision_config.spatial_merge_size**2
         return output.new_zeros(1).expand(units, output.shape[-1])
 
-    def vision_dimensions(self, vision: Any) -> dict[str, int]:
+    def vision_dimensions(self, model: Module, vision: Any) -> dict[str, int]:
         width = getattr(vision, "embed_dim", None) or vision.hidden_size
         return {
             "vision_hidden": width * vision.spatial_merge_size**2,

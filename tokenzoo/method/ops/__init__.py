@@ -12,12 +12,14 @@ from tokenzoo.method.ops.attention import (
     pagerank,
     pagerank_flops,
 )
-from tokenzoo.method.ops.clustering import Clusters, dpc_knn
+from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
+from tokenzoo.method.ops.directions import principal_directions, principal_directions_flops
 from tokenzoo.method.ops.dpp import dpp_map
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
 from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
+from tokenzoo.method.ops.video import frame_segments, frame_similarity, static_windows
 
 __all__ = [
     "Clusters",
@@ -29,11 +31,15 @@ __all__ = [
     "average_pool",
     "bipartite_match",
     "cosine_similarity",
+    "density_peaks",
+    "distances",
     "dpc_knn",
     "dpp_map",
     "encoder_attention",
     "encoder_attention_flops",
     "farthest_first",
+    "frame_segments",
+    "frame_similarity",
     "max_coverage",
     "mean_by_assignment",
     "merge_flops",
@@ -41,6 +47,9 @@ __all__ = [
     "pagerank",
     "pagerank_flops",
     "pick_views",
+    "principal_directions",
+    "principal_directions_flops",
+    "static_windows",
     "top_indices",
     "top_of_groups",
     "uniform_indices",

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> Tensor:
-    """Causal attention weights of some rows, softmax(q Kᵀ · scaling) in float32.
+def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float, visible: Tensor | None = None) -> Tensor:
+    """Attention weights of some rows, softmax(q Kᵀ · scaling) in float32; causal, or of what is `visible` [R, N].
 
     `query` [heads, R, d] holds the queries of the rows `rows` [R]; `key` [kv heads, N, d]. Row r sees the columns
     0..rows[r]. Returns [heads, R, N]. Query heads share their group's keys; K is never repeated.
@@ -23,7 +23,7 @@ def attention_weights(query: Tensor, key: Tensor, rows: Tensor, scaling: float) 
     # scaled before the product: unscaled ones overflow float16
     logits = torch.bmm((query * scaling).reshape(len(key), -1, width), key.transpose(1, 2)).float()
     logits = logits.view(heads, count, -1)
-    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
+    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None] if visible is None else ~visible
     return logits.masked_fill_(hidden, -math.inf).softmax(-1)
 
 
@@ -114,7 +114,7 @@ def pagerank(
     query = query.reshape(kv_heads, heads // kv_heads, tokens, width)
     squares = torch.zeros(tokens, device=query.device)
     for kv, part in _head_chunks(kv_heads, heads // kv_heads, tokens, cut):
-        blocks = _transition_blocks(query[kv, part].float() * (scaling / temperature), key[kv].float(), borders, future)
+        blocks = _transition_blocks(query[kv, part].float() * scaling, key[kv].float(), 1 / temperature, borders, future)
         rank = torch.full((len(blocks[0][2]), 1, tokens), 1 / tokens, device=query.device) if blocks else squares[None]
         for _ in range(iterations):
             if len(blocks) == 1:
@@ -130,7 +130,7 @@ def pagerank(
 
 
 def _transition_blocks(
-    query: Tensor, key: Tensor, borders: list[tuple[int, int]], future: Tensor
+    query: Tensor, key: Tensor, scale: float, borders: list[tuple[int, int]], future: Tensor
 ) -> list[tuple[int, int, Tensor]]:
     """M of a chunk of heads: query [kv, group, N, d], key [kv, N, d] -> (start, stop, [kv · group, rows, stop]).
 
@@ -140,7 +140,7 @@ def _transition_blocks(
     blocks = []
     for start, stop in borders:
         rows = query[:, :, start:stop].reshape(kv_heads, -1, width)
-        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).view(kv_heads * group, stop - start, stop)
+        logits = torch.bmm(rows, key[:, :stop].transpose(1, 2)).mul_(scale).view(kv_heads * group, stop - start, stop)
         logits[..., start:].masked_fill_(future[: stop - start, : stop - start], -math.inf)
         blocks.append((start, stop, logits.softmax(-1)))
     return blocks

@@ -41,7 +41,11 @@ def dpc_knn(points: Tensor, count: int, neighbours: int, noise: Tensor | None = 
     The published codes add noise to ρ to break ties and are random where `neighbours` is 1 or 2; here it is off.
     `noise` [..., n] repeats one of their draws.
     """
-    apart = distances(points)
+    return density_peaks(distances(points), count, neighbours, noise)
+
+
+def density_peaks(apart: Tensor, count: int, neighbours: int, noise: Tensor | None = None) -> Clusters:
+    """`dpc_knn` of points of which the distances [..., n, n] are known."""
     nearest = apart.topk(min(neighbours, apart.shape[-1]), largest=False).values
     density = (-nearest.square().mean(-1)).exp()
     if noise is not None:

@@ -1,0 +1,116 @@
+"""Who sees whom among the rows that are left, in decoders with a mask and a rotary embedding per layer type.
+
+Such a decoder (Gemma) is handed ready-made masks: causal ones, ones with a sliding window, both open inside an image. What
+is left sees what it would see with the dropped rows merely masked: a row keeps its image block, and a window is measured
+in position ids, as the rotary embedding is. It is measured in rows too, as the KV cache keeps them; that makes a difference
+only where a method returned tokens in another order than that of their positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenzoo.host.batch import Layout
+from tokenzoo.host.family import Family, Module
+
+#: The attention backends whose masks are plain tensors.
+BACKENDS = ("sdpa", "eager")
+
+
+class LayerTypes:
+    """The layer types of one decoder; a decoder without any has one type, whose mask transformers builds."""
+
+    def __init__(self, family: Family, decoder: Module) -> None:
+        self.family, self.decoder = family, decoder
+
+    @property
+    def several(self) -> bool:
+        return self.family.per_layer_type
+
+    def of(self, index: int) -> str:
+        return self.family.layer_type(self.decoder, index)
+
+    def since(self, first: int) -> dict[str, int]:
+        """The types of the layers from `first` on, each with the first layer of its type."""
+        found: dict[str, int] = {}
+        for index in range(first, len(self.decoder.layers)):
+            found.setdefault(self.of(index), index)
+        return found
+
+    def window(self, layer_type: str) -> int | None:
+        return self.decoder.config.sliding_window if layer_type == "sliding_attention" else None
+
+    def rotary(self, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [batch, length, head dim] at positions [batch, length]."""
+        return self.family.rotary(self.decoder, hidden, positions, layer_type)
+
+    def prefill_masks(
+        self, first: int, layout: Layout, positions: list[torch.Tensor], blocks: list[torch.Tensor] | None, hidden: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The masks of the layers from `first` on, of rows at `positions` in `blocks` (both per sample)."""
+        places = torch.arange(layout.length, device=hidden.device)
+        present = layout.mask(hidden.device)
+        padded = layout.pad(positions)
+        block = layout.pad(blocks) if blocks is not None else None
+        return {
+            layer_type: self._tensor(seen(places, places, padded, self.window(layer_type), block, present), hidden.dtype)
+            for layer_type in self.since(first)
+        }
+
+    def step_mask(
+        self, layer_type: str, cache: Any, index: int, positions: torch.Tensor, present: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """The mask of one generated token, which is the last of `positions` [batch, rows]; `present`: which are no padding.
+
+        A layer with a window has only its last rows in the cache.
+        """
+        length, start = cache.get_mask_sizes(1, index)
+        keys = torch.arange(start, start + length, device=hidden.device)
+        query = torch.arange(positions.shape[1] - 1, positions.shape[1], device=hidden.device)
+        return self._tensor(seen(query, keys, positions, self.window(layer_type), None, present), hidden.dtype)
+
+    def _tensor(self, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The mask as the backend takes it, [batch, 1, queries, keys]."""
+        if self.decoder.config._attn_implementation == "sdpa":
+            return visible[:, None]
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def seen(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+    window: int | None,
+    blocks: torch.Tensor | None,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    """Which `keys` each of the `queries` sees, both indices of rows: [..., queries, keys].
+
+    `positions`, `blocks`, `present` [..., rows]: rows see those before them and those of their own block, no further back
+    than `window` positions and rows, and no padding but themselves.
+    """
+    visible = keys <= queries[:, None]
+    if blocks is not None:
+        visible = visible | (blocks[..., queries, None] == blocks[..., None, keys])
+    if window is not None:
+        visible = visible & (queries[:, None] - keys < window)  # as the cache keeps them
+        visible = visible & (positions[..., queries, None] - positions[..., None, keys] < window)
+    if present is not None:
+        visible = (visible & present[..., None, keys]) | (keys == queries[:, None])
+    return visible
+
+
+def read_masks(masks: dict[str, Any], full: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Padding [batch, length] and blocks [batch, length] of the masks that a decoder is given; None where there are none.
+
+    The last row sees all that is no padding. Rows of one block share the last row that they see.
+    """
+    mask = masks[full]
+    if mask is None or mask.ndim == 2:
+        return mask, None
+    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+    length = torch.arange(visible.shape[-1], device=visible.device)
+    return visible[:, -1], torch.where(visible, length, -1).amax(-1)
