@@ -148,7 +148,8 @@ def _print_plan(plan: Any) -> None:
     found = outlook(plan.settings, plan.methods, plan.targets)
     if found.cells:
         print_table(*outlook_rows(found))
-    for line in outlook_lines(found):
-        print_line(line)
+    if found.cells or found.notes:
+        for line in outlook_lines(found):
+            print_line(line)
     for line in plan_lines(plan):
         print_line(line)

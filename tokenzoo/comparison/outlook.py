@@ -42,7 +42,7 @@ class Outlook:
     @cached_property
     def gpu_hours(self) -> float | None:
         hours = [cell.gpu_hours for cell in self.cells if cell.gpu_hours is not None]
-        return sum(hours) if len(hours) == len(self.cells) else None
+        return sum(hours) if hours and len(hours) == len(self.cells) else None
 
 
 def outlook(settings: Settings, methods: Sequence[tuple[str, Pipeline]], targets: Sequence[Target]) -> Outlook:
