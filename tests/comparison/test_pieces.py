@@ -120,10 +120,13 @@ def test_timing_waits_until_its_machine_is_idle_and_keeps_other_work_from_it():
     [
         (["--gpus-per-worker", "1"], "--gpus-per-worker is for Ray workers. Pass --ray"),
         (["--ray"], "Ray is not installed. Run 'pip install tokenzoo[ray]'."),
+        (["--tasks", "lmms:pope", "--model", "embedded:llava"], "Run 'pip install tokenzoo[lmms]'."),
+        (["--tasks", "lmms:nobody_knows"], "Run 'pip install tokenzoo[lmms]'."),
     ],
 )
 def test_wrong_use_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
     monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
     assert cli.run(["compare", "--methods", "aim", *arguments]) == 2
     said = capsys.readouterr().err.strip()

@@ -61,11 +61,12 @@ class Benchmark(Task):
     @cached_property
     def leaves(self) -> dict[str, Any]:
         """lmms-eval's task objects by name, a group's members for a group; loads, or downloads, the data."""
+        index = manager(self.folder)
         from lmms_eval.tasks import get_task_dict
 
         try:
             with quiet():
-                leaves = dict(_flat(get_task_dict([self.task_name], manager(self.folder), "simple")))
+                leaves = dict(_flat(get_task_dict([self.task_name], index, "simple")))
                 for task in leaves.values():
                     task.set_config(key="num_fewshot", value=task.get_config("num_fewshot") or 0)
                 return leaves
@@ -91,9 +92,10 @@ class Benchmark(Task):
 
     def questions(self, limit: int, seed: int = 0) -> Iterator[Question]:
         """The first questions, to time and to set methods on; the right answer is lmms-eval's business and is left out."""
+        leaves = self.leaves
         from tokenzoo.lmms.model import question_of
 
-        for name, task in self.leaves.items():
+        for name, task in leaves.items():
             for index in range(min(limit, len(task.eval_docs))):
                 document = task.eval_docs[index]
                 with quiet():
