@@ -33,7 +33,9 @@ setup(
         "tokenzoo": [
             "py.typed",
             "bench/checkpoints/**/*",
+            "comparison/configs/*.yaml",
             "cost/tables/*.yaml",
+            "lmms/*.yaml",
             "templates/**/*",
         ]
     },

@@ -17,6 +17,7 @@ ORDER = [
     {"host", "cost", "models"},
     {"application"},
     {"counting", "bench"},
+    {"lmms"},
     {"testing", "comparison"},
     {"report"},
     {"studies"},

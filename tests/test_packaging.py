@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: Files that are read at run time; checkpoints and templates are found by their folders.
 NEEDED = ["tokenzoo/registry.yaml", "tokenzoo/py.typed", "tokenzoo_plugins/aim.py", "tokenzoo/cost/tables/aim_iccv2025.yaml"]
-FOLDERS = ["bench/checkpoints", "templates"]
+NEEDED += ["tokenzoo/lmms/known.yaml"]
+FOLDERS = ["bench/checkpoints", "comparison/configs", "templates"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MISSING = "–"
-DECIMAL: dict[str, float] = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+DECIMAL: dict[str, float] = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
 
 def percent(share: float | None) -> str:

@@ -80,7 +80,7 @@ def test_prices_and_published_rows(comparison):
 
 def test_a_rerun_measures_nothing_and_gives_the_same_rows(comparison, monkeypatch):
     first, settings, store = comparison
-    monkeypatch.setattr(cells, "accuracy_cell", lambda *_: pytest.fail("a finished cell was measured again"))
+    monkeypatch.setattr(cells, "accuracy_part", lambda *_: pytest.fail("a finished cell was measured again"))
     again = compare(settings, store)
     assert [vars(row) for row in again.sections[0].rows] == [vars(row) for row in first.sections[0].rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
@@ -129,6 +130,21 @@ def test_code_that_a_plugin_imports(plugin):
     assert code_of(method) == before
     helper.write_text("share = 4\n")
     assert code_of(method) != before
+
+
+def test_packages_of_another_environment_are_libraries(tmp_path, monkeypatch):
+    """An environment may see another one's packages: what a plugin imports of them is known by its version, and not read."""
+    place = tmp_path / "site-packages"
+    place.mkdir()
+    (place / "large_library.py").write_text("VALUE = 1")
+    (place / "small_plugin_of_it.py").write_text("import large_library\nclass Plugin: ...\n")
+    monkeypatch.syspath_prepend(str(place))
+    cls = importlib.import_module("small_plugin_of_it").Plugin
+    before = code_of(cls)
+    (place / "large_library.py").write_text("VALUE = 2")
+    assert code_of(cls) == before
+    (place / "small_plugin_of_it.py").write_text("import large_library\nclass Plugin: value = 1\n")
+    assert code_of(cls) != before
 
 
 def test_everything_in_the_package_of_a_plugin(tmp_path, monkeypatch):

@@ -108,3 +108,11 @@ def test_a_model_that_was_not_downloaded_is_not_asked_for(monkeypatch, tmp_path)
 )
 def test_rows_are_counted(options, rows):
     assert plan_of(Settings(methods="fastv,aim", **options)).rows == rows
+
+
+def test_a_plan_of_benchmarks_says_what_they_take_without_torch_or_lmms_eval(tmp_path):
+    done, imported = apart("compare", "--config", "aim-iccv2025-long-video", "--plan", TOKENZOO_STORE=str(tmp_path / "no.sqlite"))
+    assert done.returncode == 0 and imported == [], done.stderr
+    said = " ".join(done.stdout.split())
+    assert "16 cells" in said and "GPU hours by the roofline of a100-40gb" in said and "lmms-eval/Video-MME" in said
+    assert "12,605" in said, "the questions of four benchmarks"

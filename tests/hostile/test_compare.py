@@ -33,7 +33,7 @@ CASES = [(name, value) for name, values in OPTIONS.items() for value in values]
 @pytest.fixture(autouse=True)
 def nothing_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENZOO_STORE", str(tmp_path / "results.sqlite"))
-    monkeypatch.setattr(cells, "accuracy_cell", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(cells, "accuracy_part", lambda *_: pytest.fail("something was measured"))
 
 
 def one_line(capsys, arguments):

@@ -13,18 +13,30 @@ from tokenzoo.models.question import Question
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer to one question; `chosen`: by the logits of the choices' first tokens, not generated in free form."""
+    """A model's answer to one question; `chosen`: by the logits of the choices' first tokens, not generated in free form.
+
+    `score` is what a benchmark with soft scores gives the answer, 0 to 1; None where right or wrong is all there is.
+    """
 
     question_id: str
     answer: str
     correct: bool
     expected: str = ""
     chosen: bool = False
+    score: float | None = None
+
+    @property
+    def value(self) -> float:
+        """What the answer counts, 0 to 1."""
+        return float(self.correct) if self.score is None else self.score
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy with its Wilson 95 % interval, both in 0..1; ``f1`` (of "yes") for yes/no tasks only."""
+    """Accuracy (the mean of what answers count) with its 95 % interval, in 0..1; ``f1`` (of "yes") for yes/no tasks only.
+
+    The interval is Wilson's, or where answers count in part Student's of the mean.
+    """
 
     accuracy: float
     low: float
@@ -58,9 +70,21 @@ def score(predictions: Sequence[Prediction], f1: bool = False) -> Score:
     """Accuracy, Wilson interval and, if asked for, the F1 of the answer "yes" (POPE's metric, arXiv 2305.10355)."""
     if not predictions:
         raise ValueError("no predictions to score")
-    right = sum(prediction.correct for prediction in predictions)
-    low, high = wilson(right, len(predictions))
-    return Score(right / len(predictions), low, high, len(predictions), _f1_of_yes(predictions) if f1 else None)
+    values = [prediction.value for prediction in predictions]
+    mean = sum(values) / len(values)
+    low, high = wilson(round(sum(values)), len(values)) if set(values) <= {0, 1} else interval_of_mean(values)
+    return Score(mean, low, high, len(predictions), _f1_of_yes(predictions) if f1 else None)
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of Student's 95 % interval of a mean of scores, within (0, 1); all of that for fewer than two."""
+    from scipy.stats import sem, t
+
+    if len(values) < 2:
+        return 0.0, 1.0
+    mean = sum(values) / len(values)
+    reach = float(t.ppf(0.975, len(values) - 1) * sem(values))
+    return max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

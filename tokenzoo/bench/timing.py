@@ -46,10 +46,11 @@ class Round:
 
 @dataclass
 class Timed:
-    """What was measured of one method: every round, and the peak memory of a prefill."""
+    """What was measured of one method: every round, the peak memory of a prefill, and the name of the machine it ran on."""
 
     rounds: list[Round]
     peak_bytes: int | None
+    host: str = ""
 
 
 def time_methods(
@@ -69,7 +70,7 @@ def time_methods(
     and start anew, so that the rounds stay comparable.
     """
     device = model.device
-    timed: dict[str, Timed] = {name: Timed([], None) for name in methods}
+    timed: dict[str, Timed] = {name: Timed([], None, platform.node()) for name in methods}
     for name, method in methods.items():
         with _blaming(name), tokenzoo.apply(model, method, **words or {}):
             for _ in range(warmup):

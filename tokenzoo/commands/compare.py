@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
+
+from tokenzoo.errors import UserError
 
 FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 
@@ -35,12 +38,14 @@ FORMATS = ("table", "markdown", "latex", "csv", "json", "html")
 @click.option("--attention", metavar="NAME", help="Attention backend: sdpa (default) or eager.")
 @click.option("--allow-missing", is_flag=True, default=None, help="Load a checkpoint that lacks weights: random then.")
 @click.option("--log-samples", metavar="DIR", type=click.Path(path_type=Path), help="Write every answer there, as JSONL.")
-@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Read these settings from YAML.")
+@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Read settings from YAML, or by name.")
 @click.option("--save-config", metavar="FILE", type=click.Path(path_type=Path), help="Write these settings as YAML.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What to print.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write every format and the plots there.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")
+@click.option("--ray", "address", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Measure on a Ray cluster's machines.")
+@click.option("--gpus-per-worker", type=float, metavar="N", help="GPUs of each Ray worker: 1 (default), a share, or 0.")
 @click.option("--plan", "dry", is_flag=True, help="Check everything, say what would run, and run nothing.")
 @click.option("--traceback", "tracebacks", is_flag=True, help="Print the traceback of each method that fails.")
 def command(
@@ -51,6 +56,8 @@ def command(
     out: Path | None,
     store_path: Path | None,
     fresh: bool,
+    address: str | None,
+    gpus_per_worker: float | None,
     dry: bool,
     tracebacks: bool,
     **options: Any,
@@ -63,6 +70,8 @@ def command(
     from tokenzoo.comparison.plan import plan_of
     from tokenzoo.comparison.settings import from_options, read_config, write_config
 
+    if gpus_per_worker is not None and address is None:
+        raise UserError("--gpus-per-worker is for Ray workers. Pass --ray as well, or choose a GPU with --device.")
     given = {name: list(value) if name == "price" else value for name, value in options.items() if value not in (None, ())}
     settings = read_config(config, given) if config else from_options(given)
     plan = plan_of(settings)  # before torch is loaded, and anything is written
@@ -76,7 +85,7 @@ def command(
     for folder in (out, log_samples):
         if folder:
             prepare_directory(folder)
-    comparison = _run(settings, store_path, fresh, tracebacks, log_samples)
+    comparison = _run(settings, store_path, fresh, tracebacks, log_samples, (address, gpus_per_worker))
     _print(comparison, form)
     if out:
         from tokenzoo.report.files import write_all
@@ -86,15 +95,32 @@ def command(
     return 1 if comparison.failed else 0
 
 
-def _run(settings: Any, store_path: Path | None, fresh: bool, tracebacks: bool, log_samples: Path | None) -> Any:
+def _run(
+    settings: Any,
+    store_path: Path | None,
+    fresh: bool,
+    tracebacks: bool,
+    log_samples: Path | None,
+    ray: tuple[str | None, float | None],
+) -> Any:
     from tokenzoo.commands.progress import progress_bar
     from tokenzoo.comparison.store import Store
 
-    with Store(store_path) as store, progress_bar(store) as progress:
+    with Store(store_path) as store, progress_bar(store) as progress, contextlib.ExitStack() as stack:
         from tokenzoo.comparison.compare import compare
 
+        cluster = None if ray[0] is None else stack.enter_context(_cluster(*ray))
         on_failure = _print_traceback if tracebacks else lambda text: None
-        return compare(settings, store, progress, fresh, on_failure, log_samples)
+        comparison = compare(settings, store, progress, fresh, on_failure, log_samples, cluster)
+    for line in cluster.summary() if cluster is not None else ():
+        click.echo(line, err=True)
+    return comparison
+
+
+def _cluster(address: str | None, gpus_per_worker: float | None) -> Any:
+    from tokenzoo.comparison.cluster import Cluster
+
+    return Cluster(address or None, gpus_per_worker)
 
 
 def _print_traceback(text: str) -> None:
@@ -114,8 +140,16 @@ def _print(comparison: Any, form: str) -> None:
 
 
 def _print_plan(plan: Any) -> None:
+    from tokenzoo.comparison.outlook import outlook
+    from tokenzoo.report.outlook import outlook_lines, outlook_rows
     from tokenzoo.report.plan import plan_lines
-    from tokenzoo.report.terminal import print_line
+    from tokenzoo.report.terminal import print_line, print_table
 
+    found = outlook(plan.settings, plan.methods, plan.targets)
+    if found.cells:
+        print_table(*outlook_rows(found))
+    if found.cells or found.notes:
+        for line in outlook_lines(found):
+            print_line(line)
     for line in plan_lines(plan):
         print_line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +14,12 @@ from tokenzoo.report.sheets import FORMATS, Sheet, show
 @click.argument("paper", required=False)
 @click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table. May be given several times.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print it.")
+@click.option("--accuracy", is_flag=True, help="Accuracies that the store has beside the printed ones, instead of costs.")
+@click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--released/--no-released", default=True, help="Also price AIM's rows as its released code prunes.")
-def command(paper: str | None, tables: tuple[str, ...], form: str, released: bool) -> None:
+def command(
+    paper: str | None, tables: tuple[str, ...], form: str, accuracy: bool, store_path: Path | None, released: bool
+) -> None:
     """Recompute the efficiency tables of PAPER from the methods' own schedules.
 
     Without PAPER: list the papers. FLOPs and prefill times are compared at the printed digits; a number that agrees
@@ -28,6 +33,9 @@ def command(paper: str | None, tables: tuple[str, ...], form: str, released: boo
         return
     source = published.load_paper(paper)
     rows = published.select(source, tables)
+    if accuracy:
+        _accuracy(source, rows, store_path, form)
+        return
     sheets, counts = _compared(source, rows)
     if released:
         sheets += _released(source, rows)
@@ -46,6 +54,28 @@ def command(paper: str | None, tables: tuple[str, ...], form: str, released: boo
             f"{len(rows)} rows: {agreeing} of {total} cells agree at the printed digits{twice}; {counts['differs']} differ. "
             f"Convention {source.convention}, {source.hardware}, {source.dtype}."
         )
+
+
+def _accuracy(source: Any, rows: list[Any], store_path: Path | None, form: str) -> None:
+    """Measured beside printed, for the cells of lmms-eval's benchmarks that the store has."""
+    from tokenzoo.comparison.reproduced import reproduced
+    from tokenzoo.comparison.store import Store
+    from tokenzoo.zoo.plugins import load_zoo
+
+    columns = ["Row", "Method", "Benchmark", "printed", "measured", "±", "Δ", "Questions", "Model"]
+    sheets: dict[str, Sheet] = {}
+    with Store(store_path) as store:
+        found = reproduced(rows, load_zoo(), store)
+    for one in found:
+        sheet = sheets.setdefault(one.table, Sheet(f"{source.name}: {one.table}", columns, left=frozenset({0, 1, 2, 8})))
+        error = "" if one.error is None else f"{one.error:.1f}"
+        numbers = [f"{one.printed:.1f}", f"{one.measured:.1f}", error, f"{one.measured - one.printed:+.1f}", str(one.questions)]
+        sheet.add([one.row, one.method, one.benchmark, *numbers, one.model], **vars(one))
+    text = show(list(sheets.values()), form)
+    if text is not None:
+        click.echo(text, nl=False)
+    elif not found:
+        click.echo(f"The store has no benchmark of these rows. Run 'tokenzoo compare --config {source.name}-image'.")
 
 
 def _compared(source: Any, rows: list[Any]) -> tuple[list[Sheet], dict[str, int]]:

@@ -25,7 +25,7 @@ from tokenzoo.models.question import Question
 WIDTHS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def accuracy_cell(
+def accuracy_part(
     checkpoint: Checkpoint,
     method: Pipeline,
     questions: Sequence[Question],
@@ -33,30 +33,67 @@ def accuracy_cell(
     on_batch: Callable[[int], None] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, Any]:
-    """Answer the questions with the method at work: answers, and what its traces say about tokens, FLOPs and KV bytes.
+    """Answer some of a task's questions with the method at work: the answers, and the record of each question's run.
 
-    All counts are means over the questions. `trace` is the recorded run of the question in the middle (by visual
-    tokens): data-dependent methods are priced on other architectures from it.
+    `records` are the different ones, and `record_of` says which of them each question has.
     """
-    architecture = architecture_of(checkpoint.model)
     answers: list[dict[str, Any]] = []
-    records: list[Record] = []
-    known: dict[tuple, Record] = {}
+    recorder = Recorder(checkpoint, method)
     with tokenzoo.apply(checkpoint.model, method, tokenizer=checkpoint.tokenizer) as run:
         for batch in batches(checkpoint, questions, batch_size):
             run.questions = [question.prompt for question in batch]
             answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size, max_new_tokens)]
-            records += _records(run.trace, architecture, method, WIDTHS.get(checkpoint.model.dtype, "float32"), known)
+            recorder.add(run.trace)
             if on_batch is not None:
                 on_batch(len(batch))
-    middle = sorted(records, key=lambda record: sum(record.visual))[len(records) // 2]
+    return {"answers": answers, **recorder.part()}
+
+
+class Recorder:
+    """Keeps what the traces of a method's runs say; runs with the same counts share one record."""
+
+    def __init__(self, checkpoint: Checkpoint, method: Pipeline) -> None:
+        self.method = method
+        self.architecture = architecture_of(checkpoint.model)
+        self.width = WIDTHS.get(checkpoint.model.dtype, "float32")
+        self.records: list[Record] = []
+        self.known: dict[tuple, Record] = {}
+
+    def add(self, trace: Trace) -> None:
+        """Record each sample of a batch's run, in order."""
+        self.records += _records(trace, self.architecture, self.method, self.width, self.known)
+
+    def part(self) -> dict[str, Any]:
+        """The different records, and which of them each question has."""
+        places = {id(record): place for place, record in enumerate(self.known.values())}
+        return {
+            "records": [asdict(record) for record in self.known.values()],
+            "record_of": [places[id(record)] for record in self.records],
+        }
+
+
+def accuracy_cell(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The cell that parts of a task make in their order, to the last digit the same however many they are.
+
+    All counts are means over the questions. `trace` is a recorded run with the counts of the question in the middle (by
+    visual tokens): data-dependent methods are priced on other architectures from it.
+    """
+    answers = [answer for part in parts for answer in part["answers"]]
+    records = [part["records"][place] for part in parts for place in part["record_of"]]
+    middle = sorted(records, key=lambda record: sum(record["visual"]))[len(records) // 2]
+    # the first run with these counts: which of several equal ones a part has kept depends on where it was cut
+    middle = next(record for record in records if _counts(record) == _counts(middle))
     return {
         "answers": answers,
-        "visual_per_layer": _mean([record.visual for record in records]),
-        "unreduced": _mean([[record.unreduced] for record in records])[0],
-        **{name: _mean([[record.costs[name]] for record in records])[0] for name in middle.costs},
-        "trace": asdict(middle.trace),
+        "visual_per_layer": _mean([record["visual"] for record in records]),
+        "unreduced": _mean([[record["unreduced"]] for record in records])[0],
+        **{name: _mean([[record["costs"][name]] for record in records])[0] for name in middle["costs"]},
+        "trace": middle["trace"],
     }
+
+
+def _counts(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["visual"], record["unreduced"], record["costs"]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def running_code() -> str:
     return _digest(files)
 
 
+def benchmark_code() -> str:
+    """A digest of the code that hands a benchmark's questions to a model."""
+    return _digest((_OWN / "lmms").rglob("*.py"))
+
+
 def code_of(cls: type) -> str:
     """A digest of all code behind a class that tokenzoo does not hold itself.
 
@@ -62,6 +67,8 @@ def _source(module: ModuleType) -> Path | None:
 def _is_library(path: Path, packages: set[str]) -> bool:
     """Whether a file is tokenzoo's own, Python's, or of an installed distribution other than the plugin's."""
     places = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+    # an environment may see the packages of another: --system-site-packages, the user's own, a .pth file
+    places |= {Path(entry).resolve() for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")}
     if path.suffix != ".py" or path.is_relative_to(_OWN):
         return True
     for place in places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from typing import Any
@@ -17,6 +17,7 @@ from tokenzoo.bench.evaluate import MAX_NEW_TOKENS
 from tokenzoo.bench.task import Task
 from tokenzoo.bench.timing import environment
 from tokenzoo.comparison.code import code_of, running_code
+from tokenzoo.lmms.benchmark import Benchmark
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint
 from tokenzoo.models.files import folder_digest
@@ -26,7 +27,8 @@ from tokenzoo.models.question import Question
 class Questions(list[Question]):
     """Questions as they are asked, with a digest of them, of their pictures' pixels and of the task's code.
 
-    Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured.
+    Every picture is read once for it, so what cannot be read is said (UserError) before anything is measured. `total` is
+    how many will be asked: more than are here where a benchmark asks them itself.
     """
 
     def __init__(self, questions: Iterable[Question] = (), task: Task | None = None) -> None:
@@ -38,6 +40,8 @@ class Questions(list[Question]):
                 digest.update(repr((picture.size, picture.mode)).encode())
                 digest.update(picture.tobytes())
         self.digest = digest.hexdigest()[:16]
+        self.benchmark = task if isinstance(task, Benchmark) else None
+        self.total = len(self)
 
 
 def accuracy_identity(
@@ -77,20 +81,38 @@ def timing_identity(
         "questions_digest": Questions([question]).digest,
         "rounds": rounds,
         "new_tokens": new_tokens,
-        "environment": environment(checkpoint.model),
+        "environment": environment_of(checkpoint),
         **_common(checkpoint, list(methods.values())),
     }
 
 
 def _common(checkpoint: Checkpoint, methods: Sequence[Pipeline]) -> dict[str, Any]:
-    settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
-    classes = [type(reducer) for method in methods for reducer in method.reducers]
+    return {**model_facts(checkpoint), **code_facts(methods)}
+
+
+def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What results depend on of a model and of how it is run; of one that runs elsewhere, what was told of it there."""
+    if checkpoint.elsewhere is not None:
+        return dict(checkpoint.elsewhere["model"])
     return {
         "weights": _weights_digest(checkpoint),
         "processing": _processing_digest(checkpoint),
         "dtype": str(checkpoint.model.dtype),
         "device": checkpoint.model.device.type,
         "attention": str(getattr(checkpoint.model.config.get_text_config(), "_attn_implementation", "")),
+    }
+
+
+def environment_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What times depend on where the model runs."""
+    return environment(checkpoint.model) if checkpoint.elsewhere is None else dict(checkpoint.elsewhere["environment"])
+
+
+def code_facts(methods: Sequence[Pipeline]) -> dict[str, Any]:
+    """What results depend on of the methods, of all code that runs and of the versions it stands on."""
+    settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
+    classes = [type(reducer) for method in methods for reducer in method.reducers]
+    return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "method_code": [code_of(cls) for cls in classes],
         "host_code": running_code(),
@@ -125,8 +147,13 @@ def _weights_digest(checkpoint: Checkpoint) -> str:
 def _versions(modules: frozenset[str]) -> dict[str, str]:
     """The versions that a result depends on: ours, torch's, transformers', and those of the plugins' distributions."""
     versions = {"tokenzoo": tokenzoo.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    distributions = packages_distributions()
     for module in modules:
-        for name in distributions.get(module.partition(".")[0], ()):
+        for name in _distributions().get(module.partition(".")[0], ()):
             versions[name] = version(name)
     return versions
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The installed distributions of each top-level package; reading them takes a second where many are installed."""
+    return packages_distributions()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tokenzoo.bench.local import LocalTask
 from tokenzoo.bench.task import Task
@@ -15,6 +15,8 @@ from tokenzoo.comparison.settings import EMBEDDED, Settings
 from tokenzoo.cost import load_hardware
 from tokenzoo.cost.conventions import load_convention
 from tokenzoo.errors import UserError, unknown
+from tokenzoo.lmms.benchmark import Benchmark, benchmark_of
+from tokenzoo.lmms.known import PREFIX
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.names import CHECKPOINTS, config_of, video_token_of
 from tokenzoo.models.question import Question
@@ -56,17 +58,18 @@ class Plan:
         return left_out(self.settings, self.tasks, self.sections)
 
 
-def plan_of(settings: Settings, online: bool = False) -> Plan:
+def plan_of(settings: Settings, online: bool = False, models: Models | None = None) -> Plan:
     """Find what the settings name; raises UserError for whatever is wrong. Nothing is loaded, drawn or measured.
 
-    Without `online` a model that is still to be downloaded is taken to see pictures and videos.
+    Without `online` a model that is still to be downloaded is taken to see pictures and videos. `models` is where sections get
+    theirs from, this process if not given.
     """
     zoo = load_zoo()
     methods = methods_of(settings, zoo)
     check_budgets(settings.amounts, settings.convention)
     targets = [Target.parse(text, settings.convention) for text in settings.price]
     tasks = tasks_of(settings.tasks, zoo, settings.frames)
-    sections = plan_sections(settings, tasks, online)
+    sections = plan_sections(settings, tasks, online, models)
     for section in sections:
         for task in section.tasks:
             if isinstance(task, LocalTask):
@@ -96,7 +99,14 @@ def check_budgets(amounts: list[Amount], convention: str) -> None:
                 raise UserError(f"Convention '{convention}' defines no time. Use --convention llm-viewer or exact.")
 
 
-class Models:
+class Models(Protocol):
+    """Where a comparison gets its models from."""
+
+    def load(self, name: str) -> Checkpoint:
+        """Return a model; raises UserError where it cannot be loaded."""
+
+
+class LoadedModels:
     """Loads models as they are asked for and holds one at a time: two may not fit."""
 
     def __init__(self, settings: Settings) -> None:
@@ -104,7 +114,6 @@ class Models:
         self._settings = settings
 
     def load(self, name: str) -> Checkpoint:
-        """Return a model; raises UserError where it cannot be loaded."""
         from tokenzoo.models.checkpoint import load
 
         if name not in self._held:
@@ -138,15 +147,27 @@ class SectionPlan:
 
     def steps(self, settings: Settings) -> int:
         """Steps of progress for one method."""
-        return len(self.tasks) * settings.limit + settings.rounds * settings.timing
+        return sum(questions_at_most(task, settings.limit) for task in self.tasks) + settings.rounds * settings.timing
+
+
+def questions_at_most(task: Task, limit: int) -> int:
+    """How many questions a task has, as far as that is known without reading or downloading anything."""
+    if isinstance(task, LocalTask):
+        return min(limit, len(task))
+    if isinstance(task, Benchmark) and task.known is not None:
+        return min(limit, task.known.questions)
+    return limit
 
 
 def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
-    """The tasks of these names: a task, `image`, `video` or `all` built-in ones, or a folder with questions.jsonl."""
+    """The tasks of these names: a task, `image`, `video` or `all` built-in ones, a folder with questions.jsonl, or a
+    benchmark of lmms-eval (`lmms:pope`)."""
     known: dict[str, Task] = {task.name: task for task in (*builtin_tasks(), *zoo.tasks())}
     chosen: dict[str, Task] = {}
     for name in names:
-        if name in GROUPS:
+        if name.startswith(PREFIX):
+            found: list[Task] = [benchmark_of(name, frames)]
+        elif name in GROUPS:
             found = [task for task in known.values() if name in ("all", task.modality)]
         elif name in known:
             found = [known[name]]
@@ -162,10 +183,12 @@ def tasks_of(names: Sequence[str], zoo: Zoo, frames: int = 8) -> list[Task]:
     return list(chosen.values())
 
 
-def plan_sections(settings: Settings, tasks: Sequence[Task], online: bool = True) -> list[SectionPlan]:
+def plan_sections(
+    settings: Settings, tasks: Sequence[Task], online: bool = True, models: Models | None = None
+) -> list[SectionPlan]:
     """Say which models get which tasks, from their configs. Raises UserError where a task has no model, or a model no task."""
     sections: list[SectionPlan] = []
-    models = Models(settings)
+    models = models or LoadedModels(settings)
     for name in settings.model:
         if name == EMBEDDED:
             for model, kind in EMBEDDED_FOR.items():

@@ -18,7 +18,11 @@ Status = Literal["ok", "failed", "refused"]
 @dataclass(frozen=True)
 class TaskScore:
     """Accuracy of one method on one task: share of right answers with its 95 % interval, and the paired difference
-    to `none` on the same questions (None for `none` itself). `f1` is given for yes/no tasks ("yes" is positive)."""
+    to `none` on the same questions (None for `none` itself). `f1` is given for yes/no tasks ("yes" is positive).
+
+    A benchmark of lmms-eval has its own `metric` as well, on its own scale (`value`), with a bootstrap standard `error`;
+    `metrics` are all that it has. Accuracy is then the mean of its scores of single answers, NaN where it gives none.
+    """
 
     task: str
     right: int
@@ -26,6 +30,10 @@ class TaskScore:
     accuracy: Interval
     difference: Difference | None = None
     f1: float | None = None
+    metric: str = ""
+    value: float | None = None
+    error: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenzoo.comparison.amounts import Amount
-from tokenzoo.errors import FailedError, UserError
+from tokenzoo.errors import FailedError, UserError, unknown
 from tokenzoo.yaml_file import first_problem, read_yaml
 from tokenzoo.zoo.specification import split_methods
 
 EMBEDDED = "embedded"
+CONFIGS = Path(__file__).parent / "configs"
 #: Tokens of a free-form answer; the embedded models need one or two.
 MAX_NEW_TOKENS = 16
 #: Questions per task of a plain run: chosen so that it ends within a minute on two cores.
@@ -115,8 +116,21 @@ def from_options(options: dict[str, Any]) -> Settings:
         raise UserError(f"{name}: {problem}. Run 'tokenzoo compare --help'.") from None
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The settings of published tables that come with tokenzoo, by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
 def read_config(path: Path, overriding: dict[str, Any]) -> Settings:
-    """Settings from a YAML file, with the options of the command line before it; errors name file and line."""
+    """Settings from a YAML file, or of a shipped table by its name, with the options of the command line before it.
+
+    Errors name file and line.
+    """
+    shipped = shipped_configs()
+    if str(path) in shipped and not path.exists():
+        path = shipped[str(path)]
+    elif path.suffix == "" and not path.exists():
+        raise unknown("config", str(path), shipped, "tokenzoo compare --help")
     return read_yaml(path, "config").checked(Settings, overriding)
 
 

@@ -171,6 +171,20 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"Cannot write to the result store '{self.path}': {error}.") from None
 
+    def drop_pieces(self, identity: dict[str, Any]) -> None:
+        """Forget the pieces of a cell that is whole now."""
+        whole = {name: value for name, value in identity.items() if name != "kind"}
+        try:
+            for key, text in self._connection.execute(
+                "SELECT key, identity FROM cells WHERE kind = 'piece' AND model = ? AND method = ? AND task = ? AND seed = ?",
+                tuple(identity[name] for name in ("model", "method", "task", "seed")),
+            ).fetchall():
+                piece = json.loads(text)
+                if {name: value for name, value in piece.items() if name not in ("kind", "piece")} == whole:
+                    self._connection.execute("DELETE FROM cells WHERE key = ?", (key,))
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"Cannot write to the result store '{self.path}': {error}.") from None
+
     def cells(self, kind: str = "", model: str = "", method: str = "", task: str = "") -> Iterator[Cell]:
         """The finished cells, oldest first; an argument that is given must be part of the cell's name."""
         conditions = {"kind": kind, "model": model, "method": method, "task": task}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenzoo.bench.task import Prediction, Task, is_yes_no
@@ -58,12 +58,30 @@ def _accuracy(row: Row, one: Measured, none: Measured | None) -> None:
     for task in one.cells:
         mine = one.predictions(task)
         theirs = none.predictions(task) if none is not None and task in none.cells else []
-        row.scores[task] = task_score(task, mine, theirs)
-        pooled += mine
-        reference += theirs
+        row.scores[task] = with_metrics(task_score(task, mine, theirs), one.cells[task])
+        if one.cells[task].get("scored", True):
+            pooled += mine
+            reference += theirs
     if len(reference) not in (0, len(pooled)):
         reference = []
-    row.overall = task_score("all", pooled, reference)
+    row.overall = task_score("all", pooled, reference) if pooled else None
+
+
+def with_metrics(score: TaskScore, cell: dict[str, Any]) -> TaskScore:
+    """The score with a benchmark's own metrics; without accuracy where the benchmark does not score single answers."""
+    if "metric" not in cell:
+        return score
+    if not cell["scored"]:
+        nothing = float("nan")
+        score = replace(score, right=0, accuracy=Interval(nothing, nothing, nothing), difference=None)
+    shown = cell["metrics"].get(cell["metric"], {})
+    return replace(
+        score,
+        metric=cell["metric"],
+        value=shown.get("value"),
+        error=shown.get("error"),
+        metrics={name: one["value"] for name, one in cell["metrics"].items()},
+    )
 
 
 def task_score(task: str, predictions: Sequence[Prediction], reference: Sequence[Prediction]) -> TaskScore:
@@ -71,7 +89,7 @@ def task_score(task: str, predictions: Sequence[Prediction], reference: Sequence
     scored = plain_score(predictions, f1=is_yes_no(predictions))
     difference: Difference | None = None
     if reference:
-        difference = paired_difference([one.correct for one in predictions], [one.correct for one in reference])
+        difference = paired_difference([one.value for one in predictions], [one.value for one in reference])
     return TaskScore(
         task=task,
         right=sum(prediction.correct for prediction in predictions),
@@ -170,7 +188,8 @@ def warnings_of(tasks: Sequence[Task], measured: Sequence[Measured], rows: Seque
             said = f"'none' answers '{task.name}' no better than chance ({percent(score.accuracy.value)}"
             warnings.append(f"{said}, chance {percent(task.chance)}): differences between methods mean little there.")
         cell = next((one.cells[task.name] for one in measured if task.name in one.cells), None)
-        chosen = [answer["chosen"] for answer in cell["answers"]] if cell else []
+        asked_here = cell is not None and "metric" not in cell
+        chosen = [answer["chosen"] for answer in cell["answers"]] if cell and asked_here else []
         if chosen and not all(chosen):
             how = "all questions" if not any(chosen) else f"{len(chosen) - sum(chosen)} of {len(chosen)} questions"
             warnings.append(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Checkpoint:
 
     ``processor`` is None where it cannot be built (LLaVA-OneVision and Qwen2-VL without torchvision); ``image_processor`` and
     ``tokenizer`` then do its work. ``folder`` holds the files it was loaded from, None where it was made in memory.
+    ``elsewhere`` is what another process told of the model where it runs there: ``model`` has a config then, no weights.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Checkpoint:
     processor: Any = None
     image_processor: Any = None
     folder: Path | None = None
+    elsewhere: dict[str, Any] | None = None
 
     @property
     def layers(self) -> int:
@@ -119,12 +122,28 @@ def load(
         )  # fmt: skip
         _check_complete(model, about, allow_missing)
         loaded = (loaded if quantised else loaded.to(device)).eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        found = Checkpoint(model, loaded, tokenizer, folder=Path(str(cached_file(source, "config.json"))).parent)
-        if _complete_processor(config.model_type):
-            found.processor = AutoProcessor.from_pretrained(source, **options)
-        else:
-            found.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+        return _with_processor(Checkpoint(model, loaded, None), source, options)
+
+
+def outline(model: str, elsewhere: dict[str, Any]) -> Checkpoint:
+    """A model that runs in another process, which told `elsewhere` of it: config, tokenizer and processor, no weights.
+
+    Raises UserError as `load` does.
+    """
+    source = locate(model)
+    with _explained(model, source):
+        config = AutoConfig.from_pretrained(source)
+        return _with_processor(Checkpoint(model, SimpleNamespace(config=config), None, elsewhere=elsewhere), source, {})
+
+
+def _with_processor(found: Checkpoint, source: str, options: dict[str, Any]) -> Checkpoint:
+    """The checkpoint with its folder, its tokenizer, and its processor or what does its work."""
+    found.tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    found.folder = Path(str(cached_file(source, "config.json"))).parent
+    if _complete_processor(found.model.config.model_type):
+        found.processor = AutoProcessor.from_pretrained(source, **options)
+    else:
+        found.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
     return found
 
 

@@ -30,8 +30,8 @@ def summary_columns(section: Section) -> list[Column]:
 
 
 def task_columns(section: Section) -> list[Column]:
-    """Accuracy on each task."""
-    return [task_column(task) for task in section.tasks]
+    """Accuracy on each task; a benchmark's own metric, on its own scale."""
+    return [metric_column(task, metric) if (metric := _metric_of(section, task)) else task_column(task) for task in section.tasks]
 
 
 def detail_columns(section: Section) -> list[Column]:
@@ -94,6 +94,33 @@ def tokens_column() -> Column:
 
 def accuracy_column() -> Column:
     return _score_column("Accuracy", "% [95 %]", lambda row: row.overall, "accuracy", task=False)
+
+
+def _metric_of(section: Section, task: str) -> str:
+    return next((row.scores[task].metric for row in section.rows if task in row.scores), "")
+
+
+def metric_column(task: str, metric: str) -> Column:
+    """What lmms-eval computed, ± its bootstrap standard error; the star is of the paired test on single answers."""
+
+    def value(row: Row) -> float | None:
+        return row.scores[task].value if task in row.scores else None
+
+    def text(row: Row) -> str:
+        found = row.scores.get(task)
+        if found is None or found.value is None:
+            return MISSING
+        star = "*" if found.difference and found.difference.significant else ""
+        error = f"±{found.error:.2g}" if found.error is not None else ""
+        return f"{found.value:.4g}{error}{star}"
+
+    def numbers(row: Row) -> dict[str, float | None]:
+        found = row.scores.get(task)
+        values: dict[str, float | None] = {f"{task} {name}": one for name, one in (found.metrics if found else {}).items()}
+        values[f"{task} {metric}_error"] = found.error if found else None
+        return values | difference_numbers(found, f"{task}_difference")
+
+    return Column(task, metric, "measured", text, value, "higher", numbers)
 
 
 def task_column(task: str) -> Column:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokenzoo.bench.local import LocalTask
-from tokenzoo.comparison.plan import Plan
+from tokenzoo.comparison.plan import Plan, questions_at_most
 from tokenzoo.numbers import percent
 
 
@@ -15,7 +14,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     others = ", ".join(text for text, method in plan.methods if method.name != "none")
     yield f"Rows: none as it is; {others} {_set(plan)}: {plan.rows} rows a table."
     for section in plan.sections:
-        count = sum(_questions(task, settings.limit) for task in section.tasks)
+        count = sum(questions_at_most(task, settings.limit) for task in section.tasks)
         names = ", ".join(task.name for task in section.tasks)
         yield f"{section.title}, {section.kind}s: {names}; {count} questions a row, {plan.rows * count} answers."
     if settings.timing:
@@ -35,7 +34,3 @@ def _set(plan: Plan) -> str:
     if settings.as_published:
         return "each at its own settings"
     return f"each set to at most {', '.join(amount.described for amount in settings.amounts)}"
-
-
-def _questions(task: object, limit: int) -> int:
-    return min(limit, len(task)) if isinstance(task, LocalTask) else limit
