@@ -22,7 +22,7 @@ from tokenzoo.training.stages import Trainer
 
 #: Share of the time each stage gets.
 SHARES = {"cells": 0.4, "encoder": 0.2, "decoder": 0.4}
-SHARES_CONTINUED = {"encoder": 0.33, "decoder": 0.67}
+SHARES_CONTINUED = {"encoder": 0.22, "decoder": 0.78}
 SOURCES = {"llava": (LLAVA_PICTURES,), "onevision": (VIDEOS, TILED_PICTURES)}
 
 

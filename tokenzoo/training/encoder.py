@@ -144,7 +144,7 @@ def attention_loss(model: Any, records: list[dict[str, torch.Tensor]], shown: to
 
 @torch.no_grad()
 def objects_on_top(model: Any, values: torch.Tensor, shown: torch.Tensor) -> list[dict[str, float]]:
-    """Of the object patches, how many are in the quarter that gets most attention: for each encoder layer and the pooling head."""
+    """The share of object patches in the quarter that gets most attention, for each encoder layer and the pooling head."""
     with recorded(model) as records:
         encode(model, values)
     objects = shown[:, 0].flatten(1) > 0
