@@ -27,6 +27,7 @@ from tokenzoo.comparison.store import Store
 from tokenzoo.comparison.summary import Measured, rows_of
 from tokenzoo.errors import UserError
 from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.reduction import UnreachableError
 from tokenzoo.models.question import Question
 from tokenzoo.zoo.plugins import load_zoo
 
@@ -126,22 +127,31 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def axes_of(method: Pipeline, layers: int) -> list[Axis]:
-    """What can be searched: every parameter but the knob that the budget turns, with the values it accepts."""
+    """What can be searched: every parameter but those that the budget sets, with the values it accepts."""
     axes = []
     for index, reducer in enumerate(method.reducers):
         hints = get_type_hints(type(reducer), include_extras=True)
         for name, value in reducer.parameters.items():
-            accepted = [value]
-            for candidate in _values(hints[name], value, layers) if name != reducer.knob else ():
+            accepted = {repr(value): value}
+            for candidate in _values(hints[name], value, layers):
                 try:
-                    reducer.replace(**{name: candidate})
+                    changed = _replaced(method, {index: {name: candidate}})
                 except UserError:
                     continue
-                accepted.append(candidate)
-            accepted = list({repr(one): one for one in accepted}.values())
+                if _stays(changed, index, name, layers):
+                    accepted[repr(candidate)] = candidate
             if len(accepted) > 1:
-                axes.append(Axis(index, name, tuple(accepted)))
+                axes.append(Axis(index, name, tuple(accepted.values())))
     return axes
+
+
+def _stays(method: Pipeline, index: int, name: str, layers: int) -> bool:
+    """Whether a parameter keeps its value when a budget sets the method; all do where there is no one knob."""
+    try:
+        turned = [method.at_retention(share, layers).reducers[index].parameters[name] for share in (0.6, 0.3)]
+    except UnreachableError:
+        return True
+    return turned == 2 * [method.reducers[index].parameters[name]]
 
 
 def _values(hint: Any, value: Any, layers: int) -> tuple[Any, ...]:
@@ -182,19 +192,21 @@ def _draw(base: Pipeline, axes: Sequence[Axis], rng: np.random.Generator, tried:
     """A setting not tried yet: one parameter changed, or each with even odds."""
     for _ in range(DRAWS):
         chosen = [axes[int(rng.integers(len(axes)))]] if few else [axis for axis in axes if rng.random() < 0.5]
-        reducers = list(base.reducers)
+        changes: dict[int, dict[str, Any]] = {}
+        for axis in chosen:
+            changes.setdefault(axis.reducer, {})[axis.name] = axis.values[int(rng.integers(len(axis.values)))]
         try:
-            changes: dict[int, dict[str, Any]] = {}
-            for axis in chosen:
-                changes.setdefault(axis.reducer, {})[axis.name] = axis.values[int(rng.integers(len(axis.values)))]
-            for index, values in changes.items():
-                reducers[index] = reducers[index].replace(**values)
-            setting = Pipeline(tuple(reducers))
+            setting = _replaced(base, changes)
         except UserError:
             continue  # parameters that contradict each other
         if str(setting) not in tried:
             return setting
     return None
+
+
+def _replaced(method: Pipeline, changes: dict[int, dict[str, Any]]) -> Pipeline:
+    """The pipeline with other parameters, by the number of the method in it; raises UserError where one refuses them."""
+    return Pipeline(tuple(reducer.replace(**changes.get(index, {})) for index, reducer in enumerate(method.reducers)))
 
 
 def _judge(plan: SectionPlan, questions: dict[str, Questions], runner: Runner) -> Callable[[Pipeline], Trial]:
