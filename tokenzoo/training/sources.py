@@ -32,6 +32,7 @@ class Source:
     :param sample: ``sample(rng)`` gives a scene or, with ``frames=``, a video
     :param crowded: arguments of the sampler for many objects at once, to train the encoder on
     :param layout: "picture", "tiled" or "video"
+    :param turns: how many steps in a row are about it, where a model has several sources
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     sample: Callable
     crowded: dict[str, Any]
     layout: Literal["picture", "tiled", "video"]
+    turns: int = 1
 
     def samples(self, rng: np.random.Generator, count: int) -> list:
         """Scenes, or videos of one length, the fewer the more frames they have."""
@@ -106,5 +108,5 @@ def shown(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 LLAVA_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "picture")
-TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled")
+TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled", turns=2)
 VIDEOS = Source("video", VIDEO_QUESTIONS, sample_video, CROWDED_VIDEO, "video")

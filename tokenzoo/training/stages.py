@@ -64,6 +64,7 @@ class Trainer:
         self.model, self.sources, self.folder, self.seed = model, sources, folder, seed
         model.set_attn_implementation("eager")  # on a CPU the backward pass of PyTorch's fused kernel takes twice as long
         self.oracle, self.heads = OracleTokens(HIDDEN), Heads(HIDDEN)
+        self.turns = [index for index, source in enumerate(sources) for _ in range(source.turns)]
         self.progress = [Progress(source) for source in sources]
         self.ways: defaultdict[str, float] = defaultdict(lambda: 0.5)  #: running accuracy by source and reduction
         self.done: dict[str, float] = {}  #: minutes spent in each stage
@@ -156,7 +157,7 @@ class Trainer:
     def _loss(self, stage: str) -> torch.Tensor:
         if stage == "encoder":
             return self._vision_loss()
-        turn = self.step % len(self.sources)
+        turn = self.turns[self.step % len(self.turns)]
         source, progress = self.sources[turn], self.progress[turn]
         samples = source.samples(self.rng, BATCH[stage])
         scenes = [scene for sample in samples for scene in scenes_of(sample)]
