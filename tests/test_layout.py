@@ -18,7 +18,7 @@ ORDER = [
     {"application"},
     {"counting", "bench"},
     {"lmms"},
-    {"testing", "comparison"},
+    {"testing", "comparison", "training"},
     {"report"},
     {"studies"},
     {"commands"},
@@ -91,6 +91,15 @@ def test_no_import_goes_upwards() -> None:
         if part(name) and LEVEL[part(name)] > LEVEL[part(module)]
     ]
     assert not upwards, sorted(upwards)
+
+
+def test_nothing_at_run_time_needs_the_training() -> None:
+    needing = [module for module in MODULES if part(module) != "training" and any(map(is_training, imported(module, True)))]
+    assert not needing
+
+
+def is_training(module: str) -> bool:
+    return part(module) == "training"
 
 
 def test_no_two_modules_import_each_other_in_a_circle() -> None:

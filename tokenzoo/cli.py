@@ -22,6 +22,7 @@ from tokenzoo.zoo.errors import PluginError, kept_from_ending
 #: Every command and its line in `tokenzoo --help`; the command itself is `command` in tokenzoo/commands/NAME.py.
 COMMANDS = {
     "compare": "Compare methods in one table: accuracy, FLOPs, time, memory.",
+    "tune": "Search a method's parameters at one cost.",
     "recommend": "List the settings that fit a budget on a GPU.",
     "results": "List and export stored results.",
     "run": "Answer a question about an image or video with a method.",

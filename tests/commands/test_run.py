@@ -18,8 +18,8 @@ from tokenzoo import Trace
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Checkpoints as save_pretrained writes them, random weights, made here."""
-    from tokenzoo.bench.train_export import export
-    from tokenzoo.bench.train_models import build_llava, build_onevision
+    from tokenzoo.training.export import export
+    from tokenzoo.training.shapes import build_llava, build_onevision
 
     folder = tmp_path_factory.mktemp("checkpoints")
     export(build_llava(), folder / "llava")

@@ -15,12 +15,12 @@ from transformers import (
 
 from tokenzoo.bench.evaluate import predict
 from tokenzoo.bench.tasks import task
-from tokenzoo.bench.train_export import build_tokenizer, export
-from tokenzoo.bench.train_models import build_llava, build_onevision
 from tokenzoo.bench.vocabulary import IMAGE, VIDEO, WORDS
 from tokenzoo.errors import UserError
 from tokenzoo.models.checkpoint import load
 from tokenzoo.models.question import Question
+from tokenzoo.training.export import build_tokenizer, export
+from tokenzoo.training.shapes import build_llava, build_onevision
 
 GREY = Image.new("RGB", (96, 96), (128, 128, 128))
 FREE = Question("free/0/0", "what is there?", images=(GREY,), answer="nothing")

@@ -1,12 +1,14 @@
-"""Seeded scenes: a few small coloured objects on a textured, cluttered picture, and short videos of them.
+"""Seeded scenes: a few coloured objects on a textured, cluttered picture, and short videos of them.
 
-A picture is 96 x 96 pixels and has nine cells of 32 x 32. An object fills a box of 16 x 16 pixels (2 x 2 patches of 8
-pixels) somewhere in its cell: an answer hangs on about four of 144 patches, and the rest is background, as in real
-pictures. Everything is drawn with numpy from a seed, so a scene is the same on every machine. No torch here.
+A picture is 96 x 96 pixels, 12 x 12 patches of 8 pixels, and has nine cells of 4 x 4 patches. An object fills a square box of
+whole patches, from one patch to a quarter of the picture, whose centre is well inside the object's cell: an answer hangs on a
+few of the 144 patches, and most of the rest is background, as in real pictures. Everything is drawn with numpy from a seed, so
+a scene is the same on every machine. No torch here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,10 +17,11 @@ from PIL import Image
 
 SIZE = 96
 CELLS = 3  #: cells along one side
-CELL_SIZE = SIZE // CELLS
-OBJECT_SIZE = 16
 PATCH_SIZE = 8
+SIDE = SIZE // PATCH_SIZE  #: patches along one side
+CELL_SIDE = SIDE // CELLS  #: patches along one side of a cell
 FRAMES = 8
+TINT = (18, 0, -18)  #: what the light adds to red, green and blue at the end of a video, and takes away at its beginning
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 DIGITS = tuple("0123456789")
@@ -47,14 +50,20 @@ _GLYPHS = (
 )  # fmt: skip
 
 
+#: How often a shape or a digit has which size, in patches along one side. A digit in one patch is the finest detail there is.
+SHAPE_SIZES = {1: 0.05, 2: 0.5, 3: 0.27, 4: 0.12, 6: 0.06}
+DIGIT_SIZES = {1: 0.05, 2: 0.55, 3: 0.3, 4: 0.1}
+
+
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: what it is, its colour, its cell (0..8) and its box's corner in the cell (in patches, 0..2)."""
+    """One object: what it is, its colour, its cell (0..8), and its box: top left patch (row, column) and side, in patches."""
 
     kind: str
     color: str
     cell: int
-    offset: tuple[int, int] = (1, 1)
+    corner: tuple[int, int]
+    size: int = 2
 
     @property
     def row(self) -> int:
@@ -65,18 +74,22 @@ class SceneObject:
         return self.cell % CELLS
 
     @property
-    def corner(self) -> tuple[int, int]:
-        """Top left patch of the object's box, (row, column) in patches."""
-        patches = CELL_SIZE // PATCH_SIZE
-        return self.row * patches + self.offset[0], self.column * patches + self.offset[1]
+    def box(self) -> tuple[slice, slice]:
+        """The object's patches, as slices of rows and columns."""
+        row, column = self.corner
+        return slice(row, row + self.size), slice(column, column + self.size)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of one picture and the seed of everything else in it (texture, clutter, jitter)."""
+    """The objects of one picture, the seed of everything else in it (texture, clutter, jitter), and the time of day.
+
+    ``time``: 0 (bluish light) to 1 (reddish light); it passes evenly during a video and is 0.5, without a tint, in pictures.
+    """
 
     objects: tuple[SceneObject, ...]
     seed: int
+    time: float = 0.5
 
     @property
     def shapes(self) -> tuple[SceneObject, ...]:
@@ -93,8 +106,14 @@ class Scene:
         return next((thing for thing in self.objects if thing.cell == row * CELLS + column), None)
 
 
-def sample_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 4), digits: tuple[int, int] = (1, 2)) -> Scene:
-    """Draw a scene: kinds differ from each other, colours may repeat.
+def sample_scene(
+    rng: np.random.Generator,
+    shapes: tuple[int, int] = (2, 4),
+    digits: tuple[int, int] = (1, 2),
+    shape_sizes: Mapping[int, float] = SHAPE_SIZES,
+    digit_sizes: Mapping[int, float] = DIGIT_SIZES,
+) -> Scene:
+    """Draw a scene: kinds differ from each other, colours may repeat, no two objects overlap.
 
     :param shapes: least and greatest number of shapes
     :param digits: least and greatest number of digits
@@ -106,30 +125,65 @@ def sample_scene(rng: np.random.Generator, shapes: tuple[int, int] = (2, 4), dig
     colors = list(COLORS)
     if rng.random() < 0.5:  # a small palette makes repeated colours, hence something to count
         colors = [colors[i] for i in rng.permutation(len(colors))[: int(rng.integers(1, 4))]]
-    cells = rng.permutation(CELLS * CELLS)
-    offsets = rng.integers(0, 3, (len(kinds), 2))
-    objects = tuple(
-        SceneObject(kind, colors[int(rng.integers(len(colors)))], int(cell), (int(offset[0]), int(offset[1])))
-        for kind, cell, offset in zip(kinds, cells, offsets, strict=False)
-    )
-    return Scene(objects, int(rng.integers(2**31)))
+    sizes = [draw_size(rng, shape_sizes if kind in SHAPES else digit_sizes) for kind in kinds]
+    things = [(kind, colors[int(rng.integers(len(colors)))], size) for kind, size in zip(kinds, sizes, strict=True)]
+    return Scene(arrange(rng, things), int(rng.integers(2**31)))
+
+
+def draw_size(rng: np.random.Generator, sizes: Mapping[int, float]) -> int:
+    return int(rng.choice(list(sizes), p=list(sizes.values())))
+
+
+def arrange(rng: np.random.Generator, things: Sequence[tuple[str, str, int]], step: int = 1) -> tuple[SceneObject, ...]:
+    """Give each (kind, colour, size) a cell of its own and a box that no other box overlaps; large ones find their place first.
+
+    :param step: corners lie on every ``step``-th patch
+    """
+    taken = np.zeros((SIDE, SIDE), bool)
+    free = [int(cell) for cell in rng.permutation(CELLS * CELLS)]
+    placed: dict[int, SceneObject] = {}
+    for index in sorted(range(len(things)), key=lambda index: -things[index][2]):
+        kind, color, size = things[index]
+        while index not in placed:
+            for cell in free:
+                candidates = [SceneObject(kind, color, cell, corner, size) for corner in _corners(cell, size, step)]
+                candidates = [thing for thing in candidates if not taken[thing.box].any()]
+                if candidates:
+                    thing = candidates[int(rng.integers(len(candidates)))]
+                    placed[index], taken[thing.box] = thing, True
+                    free.remove(cell)
+                    break
+            else:
+                size -= step  # nowhere is there room for so large a box
+    return tuple(placed[index] for index in range(len(things)))
 
 
 @cache
-def _sprites() -> dict[str, np.ndarray]:
-    """Opacity masks of every kind, [variants, 16, 16] in 0..1; variants differ in size and sub-pixel position."""
-    rng = np.random.default_rng(7)
-    fine = (np.arange(OBJECT_SIZE * 4) + 0.5) / 4
-    sprites = {}
-    for kind in KINDS:
-        masks = []
-        for _ in range(24):
-            radius = rng.uniform(6.3, 7.6)
-            slack = OBJECT_SIZE / 2 - radius
-            y, x = np.meshgrid(*(fine - OBJECT_SIZE / 2 - rng.uniform(-slack, slack) for _ in range(2)), indexing="ij")
-            masks.append(_inside(kind, x / radius, y / radius).reshape(OBJECT_SIZE, 4, OBJECT_SIZE, 4).mean((1, 3)))
-        sprites[kind] = np.stack(masks).astype(np.float32)
-    return sprites
+def _corners(cell: int, size: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Corners of boxes of a size whose centre is in the cell and, but for boxes of one patch, not on the cell's rim."""
+    rim = 0 if size == 1 else 1
+
+    def along(index: int) -> list[int]:
+        first, last = CELL_SIDE * index + rim, CELL_SIDE * (index + 1) - rim
+        return [low for low in range(0, SIDE - size + 1, step) if first <= low + size / 2 <= last]
+
+    row, column = divmod(cell, CELLS)
+    return tuple((down, right) for down in along(row) for right in along(column))
+
+
+@cache
+def _sprites(kind: str, size: int) -> np.ndarray:
+    """Opacity masks of a kind, [variants, side, side] in 0..1; variants differ in size and sub-pixel position."""
+    rng = np.random.default_rng([7, KINDS.index(kind), size])
+    side = size * PATCH_SIZE
+    fine = (np.arange(side * 4) + 0.5) / 4
+    masks = []
+    for _ in range(12):
+        radius = side / 2 * rng.uniform(0.79, 0.95)
+        slack = side / 2 - radius
+        y, x = np.meshgrid(*(fine - side / 2 - rng.uniform(-slack, slack) for _ in range(2)), indexing="ij")
+        masks.append(_inside(kind, x / radius, y / radius).reshape(side, 4, side, 4).mean((1, 3)))
+    return np.stack(masks).astype(np.float32)
 
 
 def _inside(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -156,6 +210,7 @@ def render(scene: Scene, frame: int = 0) -> np.ndarray:
     """Draw a scene: uint8 [96, 96, 3]. Frames of one scene share texture and clutter but not the pixel noise."""
     rng = np.random.default_rng(scene.seed)
     picture = np.full((SIZE, SIZE, 3), rng.uniform(35, 110), np.float32) + rng.uniform(-14, 14, 3).astype(np.float32)
+    picture += np.array(TINT, np.float32) * (2 * scene.time - 1)
     texture = rng.normal(0, 9, (13, 13)).astype(np.float32)
     picture += np.kron(texture, np.ones((8, 8), np.float32))[4:100, 4:100, None]
     if rng.random() < 0.5:
@@ -166,11 +221,12 @@ def render(scene: Scene, frame: int = 0) -> np.ndarray:
         height, width = ((1, 6), (6, 1), (2, 2), (3, 3))[int(rng.integers(4))]
         picture[y : y + height, x : x + width] = rng.uniform(20, 170, 3)
     for thing in scene.objects:
-        variants = _sprites()[thing.kind]
-        opacity = variants[int(rng.integers(len(variants)))][..., None]
-        color = np.array(COLORS[thing.color], np.float32) + rng.normal(0, 7, 3).astype(np.float32)
+        look = np.random.default_rng([scene.seed, thing.cell])  # an object looks the same beside whatever comes and goes
+        variants = _sprites(thing.kind, thing.size)
+        opacity = variants[int(look.integers(len(variants)))][..., None]
+        color = np.array(COLORS[thing.color], np.float32) + look.normal(0, 7, 3).astype(np.float32)
         y, x = (patch * PATCH_SIZE for patch in thing.corner)
-        box = picture[y : y + OBJECT_SIZE, x : x + OBJECT_SIZE]
+        box = picture[y : y + thing.size * PATCH_SIZE, x : x + thing.size * PATCH_SIZE]
         box += opacity * (color - box)
     noise = np.random.default_rng([scene.seed, frame]).standard_normal((SIZE, SIZE, 1), dtype=np.float32)
     return np.clip(picture + 5 * noise, 0, 255).astype(np.uint8)
@@ -182,11 +238,15 @@ def picture(scene: Scene, frame: int = 0) -> Image.Image:
 
 
 def labels(scene: Scene) -> np.ndarray:
-    """What each patch shows: int [2, 12, 12], kinds and colours counted from 1, 0 for background."""
-    side = SIZE // PATCH_SIZE
-    patches = np.zeros((2, side, side), np.int64)
+    """What each patch shows: int [5, 12, 12].
+
+    Kind and colour counted from 1, 0 for background; row and column of the cell, the object's where the patch shows one, else
+    its own; the object's size, 0 for background.
+    """
+    cell = np.arange(SIDE) // CELL_SIDE
+    patches = np.zeros((5, SIDE, SIDE), np.int64)
+    patches[2], patches[3] = cell[:, None], cell[None]
     for thing in scene.objects:
-        row, column = thing.corner
-        patches[0, row : row + 2, column : column + 2] = KINDS.index(thing.kind) + 1
-        patches[1, row : row + 2, column : column + 2] = list(COLORS).index(thing.color) + 1
+        shown = KINDS.index(thing.kind) + 1, list(COLORS).index(thing.color) + 1, thing.row, thing.column, thing.size
+        patches[(slice(None), *thing.box)] = np.array(shown)[:, None, None]
     return patches

@@ -92,11 +92,11 @@ def builtin_tasks() -> tuple[Task, ...]:
             "a small digit, named by its colour or place (TextVQA-like)",
         ),
         GeneratedTask(
-            "order", "video", (video.first_digit, video.last_digit), 1 / 10, "which of three digits appears first or last"
+            "order", "video", (video.first_digit, video.last_digit), 1 / 10, "which of two or three digits appears first or last"
         ),
         GeneratedTask(
-            "when", "video", (video.frame_of_digit, video.digit_of_frame), (1 / 8 + 1 / 10) / 2,
-            "the one frame of eight that shows a digit, and the digit that a frame shows (needle)",
+            "when", "video", (video.phase_of_digit, video.digit_of_phase), (1 / 3 + 1 / 10) / 2,
+            "when a digit is shown (beginning, middle or end), and which digit is shown then",
         ),
         GeneratedTask(
             "change", "video", (video.color_at_end, video.color_at_start), 1 / 8,

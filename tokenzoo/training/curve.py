@@ -1,4 +1,4 @@
-"""Draw a training log: ``python -m tokenzoo.bench.train_curve DIR/log.jsonl curve.png``."""
+"""Draw a training log: ``python -m tokenzoo.training.curve DIR/log.jsonl curve.png``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-BOOKKEEPING = ("stage", "minutes", "step", "loss", "seen", "run")
+BOOKKEEPING = ("stage", "minutes", "step", "loss", "seen", "on_top")
 SEEN = "object patches told right (encoder)"
 
 
 def draw(log: Path, picture: Path) -> None:
-    """Running accuracy of each kind of question and of the encoder over the steps, a grey line where a stage begins."""
+    """Running accuracy of each kind of question, each way of reducing and the encoder; a grey line where a stage begins."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -21,9 +21,10 @@ def draw(log: Path, picture: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     decoder = [row for row in rows if row["stage"] != "encoder"]
-    for name in [key for key in rows[-1] if key not in BOOKKEEPING and not key.endswith("_level")]:
+    for name in [key for key in rows[-1] if key not in BOOKKEEPING]:
         points = [(row["step"], row[name]) for row in decoder if name in row]
-        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.2)
+        style = ":" if ": " in name else "-"  # a way of reducing, or a kind of question
+        axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), linewidth=1.2)
     points = [(row["step"], row["seen"]) for row in rows if row["stage"] == "encoder"]
     axes.plot(*zip(*points, strict=True), "k.", label=SEEN, markersize=4)
     for previous, row in zip([{}, *decoder], decoder, strict=False):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaOnevisionImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from tokenzoo.bench.scenes import PATCH_SIZE, SIZE
-from tokenzoo.bench.train_encoder import MEAN, STD
 from tokenzoo.bench.vocabulary import BOS, EOS, IMAGE, PAD, UNKNOWN, VIDEO, word_ids
+from tokenzoo.training.encoder import MEAN, STD
 
 #: ``<s>user <image>\n question assistant``; the answer is the next token
 CHAT_TEMPLATE = (
@@ -43,9 +44,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def export(model: Any, folder: Path) -> None:
     """Write a LLaVA or LLaVA-OneVision shape to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.generation_config.max_new_tokens = 1  # an answer is one word
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights)
+    _name_as_on_the_hub(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "bfloat16"
@@ -60,6 +61,17 @@ def export(model: Any, folder: Path) -> None:
         ).save_pretrained(folder)  # fmt: skip
     else:
         _save_onevision_processor(folder, tokenizer, normalise)
+
+
+def _name_as_on_the_hub(path: Path) -> None:
+    """Give the encoder's weights llava-hf's names, which every loader reads; transformers 5.23 leaves a level of them out."""
+    weights = load_file(path)
+    short, long = "vision_tower.", "vision_tower.vision_model."
+    named = {
+        long + name.removeprefix(short) if name.startswith(short) and not name.startswith(long) else name: value
+        for name, value in weights.items()
+    }
+    save_file(named, path, {"format": "pt"})
 
 
 def _save_onevision_processor(folder: Path, tokenizer: PreTrainedTokenizerFast, normalise: dict) -> None:

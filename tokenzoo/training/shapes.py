@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -17,7 +19,7 @@ from transformers import (
 )
 
 from tokenzoo.bench.scenes import PATCH_SIZE, SIZE
-from tokenzoo.bench.vocabulary import BOS, EOS, IMAGE, PAD, VIDEO, WORDS
+from tokenzoo.bench.vocabulary import BOS, EOS, IMAGE, PAD, VIDEO, WORDS, word_ids
 
 HIDDEN = 128
 DECODER_LAYERS = 12
@@ -85,7 +87,7 @@ def build_onevision() -> LlavaOnevisionForConditionalGeneration:
     after each of the tile's twelve rows: the path that the stock model takes for a single picture.
     """
     config = LlavaOnevisionConfig(  # type: ignore[call-arg]
-        vision_config=SiglipVisionConfig(vision_use_head=False, **_encoder_sizes(ENCODER_LAYERS - 1)),
+        vision_config=SiglipVisionConfig(vision_use_head=True, **_encoder_sizes(ENCODER_LAYERS - 1)),
         text_config=Qwen2Config(num_key_value_heads=HEADS // 2, **_decoder_sizes()),
         image_token_index=WORDS.index(IMAGE),
         video_token_index=WORDS.index(VIDEO),
@@ -102,20 +104,20 @@ def build_onevision() -> LlavaOnevisionForConditionalGeneration:
     return model
 
 
-def adopt(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Start a LLaVA-OneVision shape from a trained LLaVA shape.
+BUILD = {"llava": build_llava, "onevision": build_onevision}
 
-    Pairs of key/value heads are averaged into one (Ainslie et al. 2023, arXiv 2305.13245, section 2.1); the position embedding
-    loses its CLS row; what only one of the two has keeps its initial value.
-    """
+
+def continue_from(model: torch.nn.Module, folder: Path) -> None:
+    """Take over a checkpoint's weights, its words by their spelling; what it lacks keeps its initial value."""
+    old = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    known = [(word_id, words[word]) for word, word_id in word_ids().items() if word in words]
     own = model.state_dict()
-    for name, value in weights.items():
-        target = own.get(name)
-        if target is None:
+    for name, value in old.items():
+        if name not in own:
             continue
-        if "position_embedding" in name and len(value) == len(target) + 1:
-            value = value[1:]
-        elif name.endswith(("k_proj.weight", "v_proj.weight")) and len(value) == 2 * len(target):
-            value = value.reshape(HEADS // 2, 2, -1, value.shape[1]).mean(1).flatten(0, 1)
-        if value.shape == target.shape:
-            target.copy_(value)
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            for new_id, old_id in known:
+                own[name][new_id] = value[old_id]
+        else:
+            own[name].copy_(value)

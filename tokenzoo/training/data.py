@@ -1,4 +1,4 @@
-"""Training batches: scenes, what each patch shows, and many questions packed behind each picture.
+"""Training batches: many questions packed behind each picture.
 
 A row is ``<s> user [visual tokens] newline`` followed by questions that see the picture and themselves, not each other (a
 block-diagonal mask, positions restarting after the picture): one forward pass of the decoder answers a dozen questions.
@@ -15,20 +15,21 @@ import torch
 from torch.nn import functional as F
 
 from tokenzoo.bench.image_questions import Asked
-from tokenzoo.bench.vocabulary import BOS, PAD, word_ids
+from tokenzoo.bench.vocabulary import BOS, EOS, PAD, word_ids
 
 WORD_IDS = word_ids()
+LOWEST = -1e9  #: added to what attention must not see
 PREFIX = (BOS, "user")
 AFTER_PICTURE = ("\n",)
 IGNORED = -100  #: cross entropy's mark for "no target"
-SEGMENT = 7  #: the longest question in words, with the "assistant" that ends it
+SEGMENT = 8  #: the longest question in words, with the "assistant" that ends it and the answer
 
 
 @dataclass(frozen=True)
 class Packed:
     """The text side of a batch; T = prefix + visual tokens + newline + questions x SEGMENT.
 
-    ``ids`` [batch, text] (everything but the visual tokens, prefix first), ``mask`` bool [batch, 1, T, T],
+    ``ids`` [batch, text] (everything but the visual tokens, prefix first), ``mask`` bool [1, 1, T, T],
     ``positions`` [batch, T], ``answers`` [batch, questions], ``answer_index`` [batch, questions] into T, ``kinds`` [batch,
     questions] the index of the question's function, ``hints`` [batch, questions] what is to be found half-way, or IGNORED.
     """
@@ -59,12 +60,12 @@ def ask(
     return asked
 
 
-def pack(asked: list[list[tuple[int, Asked]]], visual_positions: np.ndarray, span: int) -> Packed:
+def pack(asked: list[list[tuple[int, Asked]]], visual_positions: torch.Tensor) -> Packed:
     """Lay questions out behind visual tokens.
 
-    :param visual_positions: [visual] where each token stands among the ``span`` tokens of the real model's picture
+    :param visual_positions: [batch, visual], growing; the text goes on after the last
     """
-    batch, count, visual = len(asked), len(asked[0]), len(visual_positions)
+    batch, count, visual = len(asked), len(asked[0]), visual_positions.shape[1]
     shared = len(PREFIX) + visual + len(AFTER_PICTURE)
     head = [WORD_IDS[word] for word in PREFIX + AFTER_PICTURE]
     ids = np.full((batch, len(head) + count * SEGMENT), WORD_IDS[PAD], np.int64)
@@ -75,24 +76,23 @@ def pack(asked: list[list[tuple[int, Asked]]], visual_positions: np.ndarray, spa
     hints = np.zeros((batch, count), np.int64)
     for row, questions in enumerate(asked):
         for column, (kind, question) in enumerate(questions):
-            words = [WORD_IDS[word] for word in question.prompt.rstrip("?").split()] + [WORD_IDS["assistant"]]
+            words = [WORD_IDS[word] for word in (*question.prompt.rstrip("?").split(), "assistant", question.answer)]
             start = len(head) + column * SEGMENT
             ids[row, start : start + len(words)] = words
-            answers[row, column] = WORD_IDS[question.answer]
-            answer_index[row, column] = shared + column * SEGMENT + len(words) - 1
+            answers[row, column] = words[-1]
+            answer_index[row, column] = shared + column * SEGMENT + len(words) - 2
             kinds[row, column] = kind
             hints[row, column] = WORD_IDS.get(question.hint, IGNORED)
     segment = np.concatenate([np.zeros(shared, int), np.repeat(np.arange(1, count + 1), SEGMENT)])
-    after = len(PREFIX) + span
-    positions = np.concatenate(
-        [np.arange(len(PREFIX)), len(PREFIX) + visual_positions, [after], np.tile(after + 1 + np.arange(SEGMENT), count)]
-    )
+    before = torch.arange(len(PREFIX)).expand(batch, -1)
+    after = len(PREFIX) + visual_positions[:, -1:] + 1
+    text = after + torch.cat([torch.zeros(1, dtype=torch.long), (1 + torch.arange(SEGMENT)).repeat(count)])
     total = len(segment)
     mask = ((segment[:, None] == segment) | (segment == 0)) & np.tril(np.ones((total, total), bool))
     return Packed(
         torch.from_numpy(ids),
-        torch.from_numpy(mask)[None, None].expand(batch, 1, total, total),
-        torch.from_numpy(positions)[None].expand(batch, total),
+        torch.from_numpy(mask)[None, None],
+        torch.cat([before, len(PREFIX) + visual_positions, text], 1),
         torch.from_numpy(answers),
         torch.from_numpy(answer_index),
         torch.from_numpy(kinds),
@@ -110,12 +110,18 @@ def read(model: Any, visual: torch.Tensor, packed: Packed) -> tuple[torch.Tensor
     embedded = torch.cat([text[:, : len(PREFIX)], visual, text[:, len(PREFIX) :]], 1)
     outputs = decoder(
         inputs_embeds=embedded,
-        attention_mask=packed.mask,
+        attention_mask=torch.zeros(packed.mask.shape).masked_fill(~packed.mask, LOWEST),
         position_ids=packed.positions,
         use_cache=False,
         output_hidden_states=True,
     )
-    return model.lm_head(_at_answers(outputs.last_hidden_state, packed)), outputs.hidden_states
+    return model.lm_head(_at(packed.answer_index, outputs.last_hidden_state)).float(), outputs.hidden_states
+
+
+def stop_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
+    """Cross entropy of the end of the sequence, which follows every answer."""
+    logits = model.lm_head(_at(packed.answer_index + 1, states[-1])).float().flatten(0, 1)
+    return F.cross_entropy(logits, torch.full((len(logits),), WORD_IDS[EOS]))
 
 
 def hint_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
@@ -123,9 +129,9 @@ def hint_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> t
     decoder = model.model.language_model
     if not (packed.hints != IGNORED).any():
         return torch.zeros(())
-    middle = _at_answers(states[len(decoder.layers) // 2], packed)
-    return F.cross_entropy(model.lm_head(decoder.norm(middle)).flatten(0, 1), packed.hints.flatten())
+    middle = _at(packed.answer_index, states[len(decoder.layers) // 2])
+    return F.cross_entropy(model.lm_head(decoder.norm(middle)).float().flatten(0, 1), packed.hints.flatten())
 
 
-def _at_answers(hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-    return hidden.gather(1, packed.answer_index[..., None].expand(-1, -1, hidden.shape[-1]))
+def _at(index: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -1,0 +1,1 @@
+"""How the embedded models are trained. Nothing at run time imports this package."""
