@@ -67,6 +67,6 @@ def _print(tuning: Any) -> None:
     from tokenzoo.report.tuning import lines
 
     out = console()
-    out.print(section_tables(tuning.section))
+    out.print(section_tables(tuning.section, out.width))
     for line in lines(tuning):
         out.print(Text(line))

@@ -15,11 +15,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 
 from tokenzoo.bench.task import Task
-from tokenzoo.comparison.budgets import Budget, budget_of, check_budgets
-from tokenzoo.comparison.candidates import Candidate, methods_of, within
-from tokenzoo.comparison.compare import Progress, Runner, Silent, accuracy, calibration, questions_of, run_section
+from tokenzoo.comparison.budgets import Budget, budget_of
+from tokenzoo.comparison.candidates import Candidate, within
+from tokenzoo.comparison.compare import (
+    Progress,
+    Runner,
+    Silent,
+    accuracy,
+    begin_section,
+    calibration,
+    finish_section,
+    questions_of,
+)
 from tokenzoo.comparison.identity import Questions
-from tokenzoo.comparison.plan import SectionPlan, plan_sections, tasks_of
+from tokenzoo.comparison.plan import SectionPlan, check_budgets, methods_of, plan_sections, tasks_of
 from tokenzoo.comparison.rows import Section
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.statistics import Difference, paired_difference
@@ -114,7 +123,7 @@ def tune(
     if best.accuracy is None:
         raise UserError(f"No setting of '{text}' runs within the budget: {found[0].note}")
     rows = [(name, zoo.build(name)) for name in dict.fromkeys(("none", "random", "pool", text, best.specification))]
-    section = run_section(unseen, rows, [], runner)
+    section = finish_section(begin_section(unseen, rows, runner), [], runner)
     gain = None
     if found[0].accuracy is not None:
         gain = paired_difference(*(_right(unseen, trial.specification, runner) for trial in (best, found[0])))
@@ -239,7 +248,8 @@ def _judge(plan: SectionPlan, questions: dict[str, Questions], runner: Runner) -
 
 def _halves(plan: SectionPlan, settings: Settings) -> tuple[SectionPlan, SectionPlan]:
     """The plan twice: on the first half of each task's questions and on the rest. Raises UserError where there are too few."""
-    first, second = [], []
+    first: list[Task] = []
+    second: list[Task] = []
     for task in plan.tasks:
         questions = list(task.questions(2 * settings.limit, settings.seed))
         half = len(questions) // 2

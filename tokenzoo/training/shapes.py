@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -107,7 +108,7 @@ def build_onevision() -> LlavaOnevisionForConditionalGeneration:
 BUILD = {"llava": build_llava, "onevision": build_onevision}
 
 
-def continue_from(model: torch.nn.Module, folder: Path) -> None:
+def continue_from(model: Any, folder: Path) -> None:
     """Take over a checkpoint's weights, its words by their spelling; what it lacks keeps its initial value."""
     old = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
