@@ -103,6 +103,17 @@ def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     assert parts["method"] == cost.part("method").flops
 
 
+def test_siglip_s_pooling_head_is_priced() -> None:
+    """One query for each view, keys and values of all its rows, an MLP on the result."""
+    model = load_architecture("llava-onevision-0.5b")
+    assert model.vision is not None
+    headed = model.model_copy(update={"vision": model.vision.model_copy(update={"pooling_head": True})})
+    workload = model.video_workload(2)
+    counted, cost, without = count_shape(headed, workload, None), price(headed, workload), price(model, workload)
+    assert counted.parts["vision"] == cost.part("vision").flops > without.part("vision").flops
+    assert counted.flops - cost.flops == 0 == cost.part("projector").flops - without.part("projector").flops
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_config_says_of_a_model_what_its_family_says(family: str) -> None:
     """Methods are priced by the one and run by the other."""

@@ -48,7 +48,8 @@ class VisionTower(Record):
 
     `merge` x `merge` patches become one token; after `deepstack` of the layers all tokens are projected besides. `window` is
     the side of an attention window in pixels, for all layers but `full_attention_layers` (0: every layer attends to the whole
-    view). The output of layer `feature_layer` (from 0; negative: from the last) goes to the projector.
+    view). The output of layer `feature_layer` (from 0; negative: from the last) goes to the projector. `pooling_head`: SigLIP's
+    attention-pooling head runs besides, whose output a LLaVA leaves.
     """
 
     kind: Literal["vit", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
@@ -59,6 +60,7 @@ class VisionTower(Record):
     patch: Size
     image_size: Count = 0
     class_token: bool = False
+    pooling_head: bool = False
     gated: bool = False
     temporal_patch: Size = 1
     merge: Size = 1

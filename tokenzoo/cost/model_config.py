@@ -177,8 +177,6 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
     kind = str(vision.get("model_type") or "clip_vision_model")
     if kind not in CLASS_TOKEN:
         raise UserError(f"The vision tower '{kind}' of '{name}' is unknown here. Known are: {', '.join(CLASS_TOKEN)}.")
-    if vision.get("vision_use_head") and not CLASS_TOKEN[kind]:
-        raise UserError(f"'{name}' runs SigLIP's pooling head, which the closed form leaves out. Count it instead.")
     tower: dict[str, Any] = {
         "kind": "vit",
         "hidden": _need(vision, ("hidden_size",), name),
@@ -188,6 +186,7 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         "patch": _side(vision, "patch_size", name),
         "image_size": _side(vision, "image_size", name),
         "class_token": CLASS_TOKEN[kind],
+        "pooling_head": kind == "siglip_vision_model" and bool(vision.get("vision_use_head")),
         "channels": _may(vision, "num_channels", 3, name),
     }
     shuffled = _shuffle(values, model_type, tower, name)

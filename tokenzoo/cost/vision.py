@@ -1,7 +1,8 @@
 """Vision tower and projector in closed form, for convention `exact`.
 
 Every encoder layer runs, whatever `vision_feature_layer` is: transformers computes all of them and picks one output.
-CLIP and InternViT prepend a class token; SigLIP runs without its pooling head; Qwen2.5-VL attends within windows in most layers.
+CLIP and InternViT prepend a class token; SigLIP's pooling head runs where the config says so; Qwen2.5-VL attends within
+windows in most layers.
 Qwen3-VL's DeepStack projects all tokens of some layers besides, whatever is dropped before the projector.
 """
 
@@ -49,6 +50,8 @@ def vision_tower(model: ModelArchitecture, grids: Sequence[Grid], width: int) ->
     for layer in range(tower.layers):
         spans = [span for view in views for span in view.spans(layer)]
         operations += _layer(tower, rows, spans, width)
+    if tower.pooling_head:
+        operations += _pooling_head(tower, rows, [view.rows for view in views], width)
     for _ in range(tower.deepstack):
         operations += projector(model, sum(height * width_ for height, width_ in grids), width)
     return operations
@@ -99,21 +102,42 @@ def _pieces(length: int, side: int) -> list[int]:
     return [min(side, length - start) for start in range(0, length, side)]
 
 
-def _layer(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
-    hidden, inner, head = tower.hidden, tower.intermediate, tower.hidden // tower.heads
-    names = ("gate", "up", "down") if tower.gated else ("fc1", "fc2")
+def _pooling_head(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
+    """SigLIP's head: one learnt query for each view attends to all its rows, and an MLP follows."""
+    hidden, inner, views = tower.hidden, tower.intermediate, len(spans)
+    return [
+        linear("head q", views, hidden, hidden, width, parallel=False),
+        *(linear(f"head {name}", rows, hidden, hidden, width, parallel=False) for name in ("k", "v")),
+        *_attended(tower, spans, width, queries=1),
+        linear("head out", views, hidden, hidden, width, parallel=False),
+        elementwise("head norm", 7 * views * hidden, 2 * views * hidden, width, parallel=False),
+        linear("head fc1", views, hidden, inner, width, parallel=False),
+        elementwise("head activation", 5 * views * inner, 2 * views * inner, width, parallel=False),
+        linear("head fc2", views, inner, hidden, width, parallel=False),
+        elementwise("head add", views * hidden, 3 * views * hidden, width, parallel=False),
+    ]
+
+
+def _attended(tower: VisionTower, spans: Sequence[int], width: int, queries: int | None = None) -> list[Operation]:
+    """Attention within each span, of all its rows or of so many queries."""
+    head = tower.hidden // tower.heads
     scores: dict[str, list[int]] = {}
     for span, times in sorted(Counter(spans).items()):
-        step = Step(span, span, times, width)
-        for operation in attention(step, tower.heads, head, hidden):
+        step = Step(queries or span, span, times, width)
+        for operation in attention(step, tower.heads, head, tower.hidden):
             total = scores.setdefault(operation.name, [0, 0, 0])
             for index, value in enumerate((operation.flops, operation.elementwise, operation.bytes)):
                 total[index] += value
-    attended = [Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()]
+    return [Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()]
+
+
+def _layer(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
+    hidden, inner = tower.hidden, tower.intermediate
+    names = ("gate", "up", "down") if tower.gated else ("fc1", "fc2")
     return [
         elementwise("norms", 14 * rows * hidden, 4 * rows * hidden, width, parallel=False),
         *(linear(name, rows, hidden, hidden, width, parallel=False) for name in ("q", "k", "v")),
-        *attended,
+        *_attended(tower, spans, width),
         linear("out", rows, hidden, hidden, width, parallel=False),
         *(linear(name, rows, hidden, inner, width, parallel=False) for name in names[:-1]),
         elementwise("activation", 5 * rows * inner, len(names) * rows * inner, width, parallel=False),

@@ -82,7 +82,7 @@ def build(model: ModelArchitecture) -> nn.Module:
             "image_size": tower.image_size,
         }
         if not tower.class_token:
-            vision = hf.SiglipVisionConfig(**sizes, vision_use_head=False)
+            vision = hf.SiglipVisionConfig(**sizes, vision_use_head=tower.pooling_head)
             config = hf.LlavaOnevisionConfig(
                 vision_config=vision, text_config=hf.Qwen2Config(**text), video_token_index=VIDEO, **tokens
             )

@@ -42,8 +42,10 @@ class OracleTokens(nn.Module):
         """
         parts = (self.kind, self.color, self.row, self.column)
         marks = [F.one_hot(shown[:, index].flatten(), part.num_embeddings) for index, part in enumerate(parts)]
-        design, wanted = torch.cat(marks, 1).float(), tokens.flatten(0, 1).float()
-        found = torch.linalg.lstsq(design.T @ design + 1e-3 * torch.eye(design.shape[1]), design.T @ wanted).solution
+        design, wanted = torch.cat(marks, 1).double(), tokens.flatten(0, 1).double()
+        found = torch.linalg.lstsq(
+            design.T @ design + 1e-3 * torch.eye(design.shape[1], dtype=torch.double), design.T @ wanted
+        ).solution
         for part, weight in zip(parts, found.split([part.num_embeddings for part in parts]), strict=True):
             part.weight.copy_(weight)
         self.time.mul_(found.std() / SPREAD)
