@@ -70,6 +70,15 @@ def check_whole(method: TokenReducer, untouched: bool) -> None:
         )
 
 
+def check_encoder(method: TokenReducer, architecture: Architecture) -> None:
+    """Raise UnsupportedError where a method reads the vision encoder of a model of which only the decoder is known."""
+    if not architecture.encoder_layers and method.encoder_layers(architecture):
+        raise UnsupportedError(
+            f"'{method.name}' reads the vision encoder, and of '{architecture.name}' only the decoder is known. Choose an "
+            "architecture with a vision tower; 'tokenzoo cost --list-architectures' lists them."
+        )
+
+
 def entry_account(
     methods: Methods, source: Source, architecture: Architecture, recorded: RecordedSource | None = None
 ) -> EntryAccount:
@@ -213,7 +222,10 @@ def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, i
 
 def _reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     known = step.method.reduce_flops(step.views, step.left, source, workload.architecture)
-    return _counted().reduce_flops(step, source, workload) if known is None else known
+    if known is not None:
+        return known
+    check_encoder(step.method, workload.architecture)
+    return _counted().reduce_flops(step, source, workload)
 
 
 def _counted():  # type: ignore[no-untyped-def]
