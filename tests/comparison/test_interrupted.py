@@ -17,6 +17,8 @@ from tokenzoo.zoo.plugins import load_zoo
 COMMAND = [sys.executable, "-m", "tokenzoo", "compare", "--methods", "all", "--model", "embedded:llava,embedded:onevision"]
 COMMAND += ["--tasks", "reading,order", "--limit", "2", "--no-timing", "--format", "json"]
 SECTIONS = 3
+#: Cells after which it is killed, and seconds that a busy machine may need.
+FEW, PATIENCE = 8, 900
 CELLS = SECTIONS * len(load_zoo(plugin_files=(), registry_files=()).names())
 
 
@@ -33,20 +35,20 @@ def cells(path):
 
 
 def sections(path):
-    done = subprocess.run(COMMAND, env=environment(path), capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(COMMAND, env=environment(path), capture_output=True, text=True, timeout=PATIENCE, check=True)
     return json.loads(done.stdout)["sections"]
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "results.sqlite"
     process = subprocess.Popen(COMMAND, env=environment(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(cells(path)) < CELLS // 2 and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while len(cells(path)) < FEW and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = cells(path)
-    assert CELLS // 2 <= len(kept) < CELLS
+    assert FEW <= len(kept) < CELLS
 
     resumed = sections(path)
     assert len(resumed) == SECTIONS and all(row["status"] == "ok" for section in resumed for row in section["rows"])
@@ -69,14 +71,14 @@ def test_a_full_disk_and_a_second_process_change_no_byte_of_the_table(tmp_path):
     path = tmp_path / "results.sqlite"
     limits = (resource.RLIMIT_FSIZE, (DISK, DISK))
     full = started(path, preexec_fn=lambda: resource.setrlimit(*limits))
-    table, said = full.communicate(timeout=240)
+    table, said = full.communicate(timeout=PATIENCE)
     assert full.returncode == 1 and table == ""
     assert said.startswith("Error: Cannot write to the result store") and said.count("\n") == 1
     kept = cells(path)
     assert kept
 
     both = [started(path), started(path)]
-    tables = [process.communicate(timeout=240)[0] for process in both]
-    alone = started(tmp_path / "undisturbed.sqlite").communicate(timeout=240)[0]
+    tables = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    alone = started(tmp_path / "undisturbed.sqlite").communicate(timeout=PATIENCE)[0]
     assert tables == [alone, alone] and alone.count("\n") == 6
     assert kept.items() <= cells(path).items()

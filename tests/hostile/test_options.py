@@ -45,6 +45,10 @@ OTHERS = [
     ["study", "x"],
     ["study"],
     ["study", "tradeoff", "--limit", "0"],
+    ["study", "tradeoff", "--limit", "1" + "0" * 13],
+    ["study", "tradeoff", "--seed", NINES],
+    ["run", "what?", "--image", "a.png", "--dtype", "nope"],
+    ["run", "what?", "--image", "a.png", "--frames", "0"],
     ["study", "tradeoff", "--seed", "-1"],
     ["study", "tradeoff", "--tasks", ""],
     ["study", "tradeoff", "--tasks", "nope"],
@@ -127,6 +131,11 @@ def test_traces_that_are_none(refused, tmp_path: Path, content: bytes) -> None:
 )
 def test_a_name_in_other_letters_is_suggested(refused, written: str, meant: str) -> None:
     assert f"Did you mean '{meant}'?" in refused("show", written)
+
+
+def test_the_names_of_embedded_models_are_said(refused) -> None:
+    said = refused("compare", "--methods", "aim", "--model", "embedded:foo", "--plan")
+    assert "Did you mean 'embedded:onevision'?" in said and "tokenzoo list" not in said
 
 
 def test_a_hint_names_an_option_that_the_command_has(refused) -> None:

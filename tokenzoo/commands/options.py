@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from tokenzoo.models.names import DTYPES
+
 
 class Finite(click.FloatRange):
     """A number in a range; "nan" is in none, and no amount is infinite."""
@@ -25,4 +27,9 @@ BATCH = click.IntRange(1, 100_000)
 DECODE = click.IntRange(0, 8192)
 GROUP = click.IntRange(1, 1024)
 SCALE = Finite(0, 1e6, min_open=True)
+QUESTIONS = click.IntRange(1, 1_000_000)
+SEED = click.IntRange(0, 2**63 - 1)
+FRAMES_SHOWN = click.IntRange(1, 1024)
+ANSWER = click.IntRange(1, 32768)
+DTYPE = click.Choice(DTYPES)
 MILLISECONDS = Finite(0, 1e12, min_open=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tokenzoo.commands.options import ANSWER, DTYPE, FRAMES_SHOWN
 from tokenzoo.errors import FailedError, UserError
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ MAX_NEW_TOKENS = 32
 @click.option("--method", default="none", show_default=True, help="A method as in 'tokenzoo list': aim, fastv:K=3, a+b.")
 @click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="A picture; may be repeated.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
-@click.option("--frames", default=8, show_default=True, type=click.IntRange(1, 1024), help="Frames taken from the video.")
+@click.option("--frames", default=8, show_default=True, type=FRAMES_SHOWN, help="Frames taken from the video.")
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1, 32768),
+    type=ANSWER,
     help=f"Longest answer [default: what the model's generation config says, else {MAX_NEW_TOKENS}].",
 )
-@click.option("--dtype", default=None, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
+@click.option("--dtype", type=DTYPE, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), help="Also write the trace (JSON) here.")
 @click.option("--device", default=None, help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")
 @click.option("--allow-missing", is_flag=True, help="Load a checkpoint that lacks weights: those are random then.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tokenzoo.commands.options import FRAMES_SHOWN
 from tokenzoo.errors import UserError
 
 
@@ -14,7 +15,7 @@ from tokenzoo.errors import UserError
 @click.option("--method", required=True, metavar="METHOD", help="A method as in 'tokenzoo list': aim, fastv:K=3, a+b.")
 @click.option("--image", type=click.Path(path_type=Path), help="A picture.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video file, or a folder of frames.")
-@click.option("--frames", default=8, show_default=True, type=click.IntRange(1, 1024), help="Frames taken from the video.")
+@click.option("--frames", default=8, show_default=True, type=FRAMES_SHOWN, help="Frames taken from the video.")
 @click.option("--question", default="what color is the circle?", show_default=True, help="Asked about it: scores depend on it.")
 @click.option("--model", metavar="MODEL", help="embedded:llava (images), embedded:onevision (videos), a directory, a Hub id.")
 @click.option("--out", default="kept.png", show_default=True, type=click.Path(path_type=Path), help="A .png, .pdf or .svg.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tokenzoo.commands.options import QUESTIONS, SEED
+
 NAMES = ("tradeoff", "overhead", "layers", "text-tokens", "agreement")
 
 
@@ -27,8 +29,8 @@ SAID = {
     "--model", help="embedded:llava (default), embedded:onevision, a directory, a Hub id; agreement: each kind on its own."
 )
 @click.option("--tasks", help="Tasks of one kind: image (default), video, or names.")
-@click.option("--limit", default=60, show_default=True, type=click.IntRange(min=1), help="Questions per task.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the questions.")
+@click.option("--limit", default=60, show_default=True, type=QUESTIONS, help="Questions per task.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the questions.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write plot (PNG, PDF) and data (JSON) there.")
 @click.option("--store", "store_path", metavar="FILE", type=click.Path(path_type=Path), help="Where results are kept.")
 @click.option("--fresh", is_flag=True, help="Measure everything anew, whatever the store has.")

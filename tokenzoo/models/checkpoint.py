@@ -18,11 +18,17 @@ from tokenzoo import errors
 from tokenzoo.errors import UserError
 from tokenzoo.models.inputs import with_processor, without_processor
 from tokenzoo.models.media import first_line, read_image, read_video
-from tokenzoo.models.names import CHECKPOINTS, EMBEDDED, config_of, knows, locate, stay_offline_without_hub, video_token_of
+from tokenzoo.models.names import (
+    CHECKPOINTS,
+    DTYPES,
+    EMBEDDED,
+    config_of,
+    knows,
+    locate,
+    stay_offline_without_hub,
+    video_token_of,
+)
 from tokenzoo.models.question import Question
-
-#: What weights may be loaded as; "auto": as the checkpoint has them.
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 __all__ = ["CHECKPOINTS", "DTYPES", "EMBEDDED", "Checkpoint", "knows", "load", "read_image", "read_video"]
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from tokenzoo import errors
 from tokenzoo.errors import UserError
-from tokenzoo.models.folder import check_folder, read_json
 from tokenzoo.paths import is_folder
 
 CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
+#: What weights may be loaded as; "auto": as the checkpoint has them.
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 #: Seconds in which the Hub must answer.
 PATIENCE = 5
 EMBEDDED = ("embedded:llava", "embedded:onevision")
@@ -27,6 +28,8 @@ def locate(model: str) -> str:
     except RuntimeError:
         raise UserError(f"No model directory '{model}': there is no such user.") from None
     if is_folder(path):
+        from tokenzoo.models.folder import check_folder
+
         check_folder(path)
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
@@ -37,6 +40,8 @@ def locate(model: str) -> str:
 
 def config_of(model: str) -> dict[str, Any] | None:
     """A model's config.json; None for a Hub id that was not downloaded yet. Raises UserError as `locate` does."""
+    from tokenzoo.models.folder import read_json
+
     source = locate(model)
     path = Path(source) / "config.json"
     if not is_folder(source):
