@@ -139,7 +139,8 @@ def load_clip(folder: str, device: Any) -> Clip:
     from transformers import AutoTokenizer, CLIPModel
 
     try:
-        options = {"use_safetensors": True, "local_files_only": True, "attn_implementation": "eager"}  # eager: all is counted
+        # eager, so that all of it is counted
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "attn_implementation": "eager"}
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
