@@ -197,6 +197,7 @@ def test_clip_with_all_its_features_keeps_the_cls_token():
             model(**inputs)
         assert run.trace.visual_tokens() == [9] * 4 and run.trace.samples[0].entry[1] == 1
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    model.generation_config.eos_token_id = None
     report = check_case(Case(model, inputs, "CLS passes the projector"), load_zoo().build("prumerge").reducers)
     assert not report.findings and report.dropped and report.outcome.trace.samples[0].entry[1] == 1
 

@@ -118,7 +118,13 @@ def joined(values, side):
 @pytest.mark.parametrize("layer", [0, 3])
 @pytest.mark.parametrize(
     ("family", "case", "cls"),
-    [("internvl", "single", 1), ("smolvlm", "single", 0), ("idefics3", "single", 0), ("llava-next-video", "video", 1)],
+    [
+        ("internvl", "single", 1),
+        ("smolvlm", "single", 0),
+        ("idefics3", "single", 0),
+        ("gemma3", "single", 0),
+        ("llava-next-video", "video", 1),
+    ],
 )
 def test_several_patches_that_become_one_token_before_the_projector(family, case, cls, layer):
     """Pixel shuffles (InternVL, Idefics3, SmolVLM) and pooled frames (LLaVA-NeXT-Video)."""
@@ -283,7 +289,9 @@ class Inside(TokenReducer):
         return layer.visual.float()
 
 
-@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe"])
+@pytest.mark.parametrize(
+    "family", ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe", "gemma3"]
+)
 def test_the_decoders_attention_states_and_positions(family):
     model = tiny_model(family, "eager", layers=LAYERS)
     inputs = take_sample(tiny_inputs(model, "left"), "left", 1)

@@ -189,9 +189,11 @@ def _idefics2(layers: int) -> nn.Module:
         "resampler_head_dim": 16,
         "num_key_value_heads": 2,
     }
-    return Idefics2ForConditionalGeneration(
+    model = Idefics2ForConditionalGeneration(
         Idefics2Config(vision_config=_PATCHED_SIGLIP, text_config=text, perceiver_config=resampler, **_IDEFICS_TOKENS)
     )
+    model.model.connector.perceiver_resampler.latents.data.normal_(0, INITIALIZER_RANGE)  # ones by default: all alike
+    return model
 
 
 def _video_llava(layers: int) -> nn.Module:
@@ -218,7 +220,7 @@ def _gemma3(layers: int) -> nn.Module:
         "layer_types": ["full_attention" if index % 3 == 2 else "sliding_attention" for index in range(layers)],
     }
     vision = {**_encoder(48, 8), "model_type": "siglip_vision_model", "vision_use_head": False}
-    return Gemma3ForConditionalGeneration(
+    model = Gemma3ForConditionalGeneration(
         Gemma3Config(
             text_config=text,
             vision_config=vision,
@@ -229,6 +231,8 @@ def _gemma3(layers: int) -> nn.Module:
             initializer_range=INITIALIZER_RANGE,
         )
     )
+    model.model.multi_modal_projector.mm_input_projection_weight.data.normal_(0, INITIALIZER_RANGE)  # zeros by default
+    return model
 
 
 def _mrope(layers: int) -> dict[str, Any]:
