@@ -274,7 +274,7 @@ def test_stop_strings_end_an_answer(model, scene):
     model.task_dict = {"t": {"test": [None]}}
     ask = {"max_new_tokens": 6}
     whole = model.generate_until([request(scene.prompt, ask, lambda _: scene.images, 0, "t", "test")])[0]
-    stop = whole.split()[1]
+    stop = whole[1:3]
     cut = model.generate_until([request(scene.prompt, {**ask, "until": [stop]}, lambda _: scene.images, 0, "t", "test")])[0]
     assert cut == whole[: whole.find(stop)]
 

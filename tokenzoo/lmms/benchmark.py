@@ -223,7 +223,7 @@ def _metrics(benchmark: Benchmark, samples: dict[str, list[dict[str, Any]]]) -> 
     for metric, listed in parts.items():
         total = sum(count for count, _ in listed)
         errors = [(count / total * one.error) ** 2 for count, one in listed if one.error is not None]
-        value = sum(count * one.value for count, one in listed) / total
+        value = listed[0][1].value if len(listed) == 1 else sum(count * one.value for count, one in listed) / total
         metrics[metric] = Metric(value, math.sqrt(sum(errors)) if len(errors) == len(listed) else None)
     return metrics
 

@@ -132,7 +132,7 @@ class Tokenzoo(lmms):
             raise UserError("A continuation without a token has no likelihood. Look at the benchmark's choices.")
         force = Force(forced)
         longest = max(map(len, forced))
-        options = {"max_new_tokens": longest, "min_new_tokens": longest, "logits_processor": LogitsProcessorList([force])}
+        options = {"max_new_tokens": longest, "logits_processor": LogitsProcessorList([force])}
         self._generate([question for question, _ in batch], do_sample=False, **options)
         return [(sum(losses) / len(losses), greedy) for losses, greedy in zip(force.losses, force.greedy, strict=True)]
 
