@@ -33,7 +33,6 @@ PREFILL_WAITS = 2
 #: Waits of a method's own for each sample. DART's published order of pivots is that of a Python set of their row numbers.
 OWN_WAITS = {"dart": 1}
 #: Waits of methods whose rule needs the host in the middle, one prefill of one sample.
-MORE_WAITS = {"dart": 1}  # the released order of its pivots is that of a Python set
 #: Methods whose rule is a chain of decisions, each after the one before: the host takes them.
 ON_THE_HOST = {"prunesid"}
 #: Every method on every family, one sample or several; the ordinary selection has each method, and each family, a few times.
