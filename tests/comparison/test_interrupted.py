@@ -51,7 +51,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path):
     assert FEW <= len(kept) < CELLS
 
     resumed = sections(path)
-    assert len(resumed) == SECTIONS and all(row["status"] == "ok" for section in resumed for row in section["rows"])
+    assert len(resumed) == SECTIONS and all(row["status"] != "failed" for section in resumed for row in section["rows"])
     assert resumed == sections(tmp_path / "undisturbed.sqlite")
     assert len(cells(path)) == CELLS
     assert kept.items() <= cells(path).items(), "what was finished was not run again"

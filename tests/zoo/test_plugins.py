@@ -211,7 +211,7 @@ def test_splitting_a_list_of_methods() -> None:
     ("specification", "words"),
     [
         ("fastvv", "Unknown method 'fastvv'. Did you mean 'fastv'? Run 'tokenzoo list'."),
-        ("fastv:k=3", "Unknown parameter of 'fastv' 'k'. Choose from: K, R, rank. Run 'tokenzoo show fastv'."),
+        ("fastv:k=3", "Unknown parameter of 'fastv' 'k'. Did you mean 'K'? Run 'tokenzoo show fastv'."),
         ("fastv:K=0", "greater than or equal to 1"),
         ("fastv:K", "is no param=value"),
         ("fastv:K=1,K=2", "stands twice"),

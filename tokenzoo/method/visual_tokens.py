@@ -77,10 +77,15 @@ class VisualTokens:
     #: For each method that acted, the anchors it returned: where positions came from.
     history: list[Tensor | None] = field(default_factory=list)
     checks: Checks = field(default_factory=Checks)
+    #: Whether `anchors` count the encoder's tokens: so they do once a source was reduced before the projector.
+    encoder_order: bool = False
     #: Tokens of each view, where they are known without looking.
     counts: list[int] | None = None
     architecture: Architecture | None = None
     tiles: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.encoder_order = self.encoder_order or self.early
 
     @property
     def count(self) -> int | None:
@@ -131,7 +136,7 @@ class VisualTokens:
         there is one, and never a column). Equal to the stock model's `attentions[layer]`. Where several patches become
         one token it is their mean.
         """
-        return self._now(self._encoder().attention(layer, queries, self.early), 1)
+        return self._now(self._encoder().attention(layer, queries, self.encoder_order), 1)
 
     def encoder_saliency(self) -> Tensor:
         """How much the encoder attends to each token, [heads, tokens], softmaxed, float32.
@@ -144,11 +149,11 @@ class VisualTokens:
 
     def encoder_keys(self, layer: int) -> Tensor:
         """Key projections of an encoder layer, mean over heads: [tokens, head width]; not scaled, before any rotary embedding."""
-        return self._now(self._encoder().keys(layer, self.early), 0)
+        return self._now(self._encoder().keys(layer, self.encoder_order), 0)
 
     def encoder_features(self, layer: int) -> Tensor:
         """Output of an encoder layer, [tokens, encoder width]: `hidden_states[layer + 1]` without CLS."""
-        return self._now(self._encoder().features(layer, self.early), 0)
+        return self._now(self._encoder().features(layer, self.encoder_order), 0)
 
     def cls_features(self, layer: int) -> Tensor:
         """Output of an encoder layer at the CLS token of each view, [views, encoder width]."""
@@ -159,7 +164,7 @@ class VisualTokens:
 
         Raises UnsupportedError where the encoder has no such head.
         """
-        attention, vectors = self._encoder().pooling_head(self.early)
+        attention, vectors = self._encoder().pooling_head(self.encoder_order)
         return self._now(attention, 0), vectors.to(self.features.device)
 
     def _encoder(self) -> EncoderSignals:

@@ -231,6 +231,9 @@ def _set_up() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
+    backend: Any = getattr(torch, NAME)  # random numbers are drawn on the CPU
+    backend.get_rng_state = lambda device=None: torch.get_rng_state()
+    backend.set_rng_state = lambda state, device=None: None
 
 
 @contextmanager
