@@ -31,11 +31,12 @@ class EntryStep:
     early: bool
     views: tuple[int, ...]
     left: tuple[int, ...]
+    free: bool = False
 
     @property
     def acts(self) -> bool:
-        """Whether anything is removed."""
-        return sum(self.left) < sum(self.views)
+        """Whether it is asked: where something is to be removed, or the picture decides (`free`), even if all remain then."""
+        return self.free or sum(self.left) < sum(self.views)
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,12 @@ def entry_account(
             views = _known(views, steps, method)
             known = next(remembered, None)
             left = promised(method, views, source, architecture)
+            free = left is None
             if known is not None and (left is None or len(left) != len(views)):
                 left = known
             if left is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-            steps.append(EntryStep(method, is_early, views, left))
+            steps.append(EntryStep(method, is_early, views, left, free))
             views = left if sum(left) < sum(views) else views
         if is_early:
             projected, cut = sum(views), any(step.acts for step in steps)
