@@ -46,7 +46,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = cells(path)
-    assert FEW <= len(kept)
+    assert len(kept) >= FEW
 
     resumed = sections(path)
     assert len(resumed) == SECTIONS and all(row["status"] != "failed" for section in resumed for row in section["rows"])
