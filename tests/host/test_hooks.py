@@ -18,6 +18,7 @@ from tokenzoo import Architecture, Reduction, Source, TokenReducer, UnsupportedE
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.prompt import prompt_of_spans
 from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.validation import InvalidReductionError
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.testing.authors import decide
 
@@ -228,6 +229,18 @@ def test_a_span_of_a_bare_decoder_is_a_square_where_it_can_be() -> None:
 
 
 # --- inside the LLM -------------------------------------------------------------------------------------------------
+
+
+def test_a_score_of_another_length_is_refused_by_name() -> None:
+    class Short(FastV):
+        name = "short"
+
+        def score(self, layer):  # type: ignore[no-untyped-def]
+            return torch.ones(3)
+
+    layer = DecoderLayer(1, 4, torch.randn(9, 4), torch.randn(9, 4), torch.arange(2, 7), torch.tensor([0, 1, 7, 8]), 5, None)
+    with pytest.raises(InvalidReductionError, match=r"'short' \(after layer 1\): score\(\) gave numbers of shape \[3\]"):
+        Short().pick(layer, 2)
 
 
 @pytest.mark.parametrize("visual", [1, 2, 3, 7, 20])

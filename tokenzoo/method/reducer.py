@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenzoo.method import accounting, ops, parameters
 from tokenzoo.method.reduction import PositionPolicy, Reduction, UnreachableError
+from tokenzoo.method.validation import InvalidReductionError
 from tokenzoo.method.workload import Architecture, Source, Workload
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ class TokenReducer:
         if count is None:
             raise NotImplementedError(f"'{self.name}' leaves the count to the picture, so it must implement pick().")
         score = self.score(layer)
+        if score.ndim != 1 or len(score) not in (len(layer.visual), len(layer.hidden_states)):
+            raise InvalidReductionError(
+                f"Method '{self.name}' (after layer {layer.index}): score() gave numbers of shape {list(score.shape)}; it must give "
+                f"one for each of the {len(layer.hidden_states)} tokens of the sequence, or of the {len(layer.visual)} visual ones."
+            )
         return ops.top_indices(score if len(score) == len(layer.visual) else score[layer.visual], count)
 
     # --- positions, knob, price ---------------------------------------------------------------------------------
