@@ -104,9 +104,10 @@ class TokenReducer:
             raise NotImplementedError(f"'{self.name}' leaves the count to the picture, so it must implement pick().")
         score = self.score(layer)
         if score.ndim != 1 or len(score) not in (len(layer.visual), len(layer.hidden_states)):
+            total, visual = len(layer.hidden_states), len(layer.visual)
             raise InvalidReductionError(
-                f"Method '{self.name}' (after layer {layer.index}): score() gave numbers of shape {list(score.shape)}; it must give "
-                f"one for each of the {len(layer.hidden_states)} tokens of the sequence, or of the {len(layer.visual)} visual ones."
+                f"Method '{self.name}' (after layer {layer.index}): score() gave numbers of shape {list(score.shape)}; it must "
+                f"give one for each of the {total} tokens of the sequence, or for each of the {visual} visual ones."
             )
         return ops.top_indices(score if len(score) == len(layer.visual) else score[layer.visual], count)
 
