@@ -66,6 +66,7 @@ def test_what_a_method_reduces(capsys) -> None:
         ("return 1 if source.kind == 'image' else sum(views)", ["image"]),
         ("return [count // 2 for count in views] if len(views) > 1 else list(views)", ["video"]),
         ("return None", ["image", "video"]),
+        ("from tokenzoo import UnsupportedError; raise UnsupportedError('no picture')", []),
     ],
 )
 def test_a_plugins_declaration_is_asked(left: str, reduces: list[str], tmp_path: Path, capsys) -> None:

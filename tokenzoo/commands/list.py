@@ -46,7 +46,9 @@ def command(form: str) -> None:
     lines: list[list[Line]] = []
     for place, methods in grouped(described).items():
         heading = f"{place[0].upper()}{place[1:]}" if place else "No reduction"
-        lines += [[""] * len(heads)] * bool(lines) + [[Text(heading, "bold"), *[""] * (len(heads) - 1)]]
+        if lines:
+            lines.append([""] * len(heads))
+        lines.append([Text(heading, "bold"), *[""] * (len(heads) - 1)])
         lines += [
             [
                 method.name,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.workload import Architecture, Source
 from tokenzoo.zoo.plugins import Plugin, Zoo
@@ -175,7 +176,10 @@ def _reduces(method: TokenReducer) -> tuple[str, ...]:
 
 
 def _leaves_fewer(method: TokenReducer, kind: Literal["image", "video"], views: tuple[int, ...]) -> bool:
-    left = method.left(views, Source(kind, views), EXAMPLE)
+    try:
+        left = method.left(views, Source(kind, views), EXAMPLE)
+    except UserError:  # it refuses such pictures
+        return False
     return left is None or (left if isinstance(left, int) else sum(left)) < sum(views)
 
 
