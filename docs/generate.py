@@ -16,7 +16,7 @@ import click
 from tokenzoo.cli import COMMANDS, LazyGroup, cli
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.signatures import OVERRIDABLE
-from tokenzoo.zoo.describe import Description, describe, value_as_written
+from tokenzoo.zoo.describe import Description, describe, grouped, value_as_written
 from tokenzoo.zoo.hookspecs import RegistrationHooks, RunHooks
 from tokenzoo.zoo.plugins import load_zoo
 
@@ -59,8 +59,19 @@ def methods_page() -> str:
     """Every built-in method, from registry.yaml and its class."""
     zoo = load_zoo((), ())
     described = [describe(zoo, name) for name in zoo.names() if zoo.info(name).kind == "built-in"]
-    rows = "\n".join(f"| [`{m.name}`](#{m.name}) | {m.summary} | {', '.join(m.hooks) or 'none'} |" for m in described)
-    head = "# Methods\n\n| Method | What it does | Where it acts |\n|---|---|---|\n" + rows + "\n"
+    parts = [
+        "# Methods\n",
+        "Grouped by the first place where they act. Text-aware: the prompt's text has a say in what is kept.\n",
+    ]
+    for place, methods in grouped(described).items():
+        parts.append(f"**{place[0].upper()}{place[1:]}**\n" if place else "**No reduction**\n")
+        parts.append("| Method | What it does | Inside the LLM too | Reduces | Text-aware |\n|---|---|---|---|---|")
+        for m in methods:
+            inside, aware = ("yes" if it else "" for it in (len(m.hooks) > 1, m.text_aware))
+            reduces = ", ".join(m.reduces) or "nothing"
+            parts.append(f"| [`{m.name}`](#{m.name}) | {_cell(m.summary)} | {inside} | {reduces} | {aware} |")
+        parts.append("")
+    head = "\n".join(parts)
     return head + "\n".join(map(_method, described))
 
 

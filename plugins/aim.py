@@ -60,6 +60,7 @@ class AIM(TokenReducer):
     position: Annotated[PositionPolicy, Field(description="Position ids after merging: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "aim"
+    text_aware: ClassVar[bool] = True
 
     def check(self) -> None:
         if self.l1 is not None and self.l2 is not None and self.l2 <= self.l1:

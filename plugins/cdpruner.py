@@ -43,6 +43,7 @@ class CDPruner(TokenReducer):
     position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "cdpruner"
+    text_aware: ClassVar[bool] = True
 
     def check_model(self, architecture: Architecture) -> None:
         folder = self.folder()

@@ -41,6 +41,7 @@ class DART(TokenReducer):
     order: Annotated[Literal["official", "ascending"], Field(description="Which pivot takes first.")] = "official"
 
     name: ClassVar[str] = "dart"
+    text_aware: ClassVar[bool] = True
 
     def kept(self, entered: int, layers: int) -> dict[int, int]:
         if self.budget is None and self.ratio == 0:

@@ -32,6 +32,7 @@ class FastV(TokenReducer):
     rank: Annotated[int | None, Field(ge=0, description="Exact number kept, instead of R.")] = None
 
     name: ClassVar[str] = "fastv"
+    text_aware: ClassVar[bool] = True
 
     def kept(self, entered: int, layers: int) -> dict[int, int]:
         return {self.K - 1: round((1 - self.R) * entered) if self.rank is None else self.rank}

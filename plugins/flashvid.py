@@ -54,6 +54,7 @@ class FlashVID(TokenReducer):
 
     name: ClassVar[str] = "flashvid"
     whole_views: ClassVar[bool] = True
+    text_aware: ClassVar[bool] = True
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Any) -> list[int] | None:
         budgets = [self.budget(tokens) for tokens in views]

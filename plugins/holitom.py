@@ -50,6 +50,7 @@ class HoliTom(TokenReducer):
 
     name: ClassVar[str] = "holitom"
     whole_views: ClassVar[bool] = True
+    text_aware: ClassVar[bool] = True
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Any) -> list[int] | None:
         if source.kind == "video" and self.retention < 1:

@@ -56,6 +56,7 @@ class MMTok(TokenReducer):
     position: Annotated[PositionPolicy, Field(description="Position ids of what is left: 0..n-1, or each its own.")] = "renumber"
 
     name: ClassVar[str] = "mmtok"
+    text_aware: ClassVar[bool] = True
 
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> list[int]:
         return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]

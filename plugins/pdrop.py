@@ -36,6 +36,7 @@ class PyramidDrop(TokenReducer):
     position: Annotated[PositionPolicy, Field(description="Position ids after each stage.")] = "renumber"
 
     name: ClassVar[str] = "pdrop"
+    text_aware: ClassVar[bool] = True
 
     def check(self) -> None:
         stages = 3 if self.layer_list is None else len(self.layer_list)

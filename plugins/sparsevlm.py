@@ -60,6 +60,7 @@ class SparseVLM(TokenReducer):
     ] = None
 
     name: ClassVar[str] = "sparsevlm"
+    text_aware: ClassVar[bool] = True
 
     def check(self) -> None:
         stages = len(STAGES) if self.layer_list is None else len(self.layer_list)

@@ -252,6 +252,18 @@ def test_the_pareto_front_is_what_nothing_beats(comparison):
     assert [point.label for point in plots.pareto_front(points)] == ["aim", "none"]
 
 
+def test_a_method_at_several_budgets_has_one_entry_in_the_legend(comparison):
+    section = comparison.sections[0]
+    fastv = next(row for row in section.rows if row.label.startswith("fastv"))
+    budgets = [dataclasses.replace(fastv, label=f"fastv:R={share}", budget=f"{share:.0%}") for share in (0.5, 0.25)]
+    for rows, names in (
+        (budgets, ["fastv"]),
+        ([*budgets, dataclasses.replace(fastv, budget="25%")], [row.label for row in [*budgets, fastv]]),
+    ):
+        drawn = plots.pareto(dataclasses.replace(section, rows=rows))
+        assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == names
+
+
 def test_every_column_is_in_one_of_the_two_latex_tables(comparison):
     section = comparison.sections[0]
     split = [(column.title, column.unit) for column in [*paper_columns(section), *appendix_columns(section)]]

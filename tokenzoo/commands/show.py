@@ -29,6 +29,8 @@ def _print(method: Description) -> None:
     print_documentation(method.documentation or method.summary)
     facts = [
         ("Hooks", ", ".join(method.hooks) or "none"),
+        ("Reduces", ", ".join(method.reduces)),
+        ("Text-aware", "yes: the prompt's text has a say in what is kept" if method.text_aware else "no"),
         ("Positions", method.positions),
         ("Token count", method.budget),
         ("Families", method.families),

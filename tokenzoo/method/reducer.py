@@ -43,6 +43,8 @@ class TokenReducer:
     knob: ClassVar[str] = "retention"
     #: True where `reduce` needs the picture as the model made it: no other method may have reduced it before.
     whole_views: ClassVar[bool] = False
+    #: True where the prompt's text has a say in which tokens are kept; what `tokenzoo list` says of it.
+    text_aware: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         parameters.validate(self)

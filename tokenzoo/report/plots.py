@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from tokenzoo.errors import FailedError
 
 #: Okabe and Ito's palette, told apart by colour-blind readers; with the markers it also survives grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+#: With more points than this, intervals are drawn thin.
+MOST_BARS = 24
+#: Names one below the other in a legend.
+COLUMN = 20
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -33,8 +38,10 @@ def figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Point:
-    """A row of the accuracy–FLOPs plot."""
+    """A row of the accuracy–FLOPs plot; `method` without its settings, `budget` what it was set to."""
 
+    method: str
+    budget: str
     label: str
     share: float
     accuracy: Interval
@@ -43,23 +50,30 @@ class Point:
 def points_of(section: Section) -> list[Point]:
     """The rows that have both an accuracy and a share of the LLM's FLOPs."""
     return [
-        Point(row.label, row.llm_share, row.overall.accuracy)
+        Point(row.method, row.budget, row.label, row.llm_share, row.overall.accuracy)
         for row in section.rows
         if row.overall is not None and row.llm_share is not None
     ]
 
 
 def pareto(section: Section) -> Any:
-    """Accuracy (95 % interval) against FLOPs relative to `none`; the dashed line joins what nothing beats."""
+    """Accuracy (95 % interval) against FLOPs relative to `none`; the dashed line joins what nothing beats.
+
+    A method at several budgets has one colour and marker, and is named without its settings.
+    """
     points = points_of(section)
     drawn, axes = figure()
-    for index, point in enumerate(points):
-        value = 100 * point.accuracy.value
-        error = [[value - 100 * point.accuracy.low], [100 * point.accuracy.high - value]]
-        axes.errorbar(
-            100 * point.share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
-            elinewidth=0.9, markersize=6, linestyle="none", label=point.label,
-        )  # fmt: skip
+    series = series_of(points)
+    for index, own in enumerate(series):
+        for number, point in enumerate(own):
+            value = 100 * point.accuracy.value
+            error = [[value - 100 * point.accuracy.low], [100 * point.accuracy.high - value]]
+            name = point.label if len(own) == 1 else point.method
+            axes.errorbar(
+                100 * point.share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
+                elinewidth=0.9 if len(points) <= MOST_BARS else 0.3, markersize=6, linestyle="none",
+                label="" if number else name,
+            )  # fmt: skip
     front = pareto_front(points)
     axes.plot(
         [100 * point.share for point in front], [100 * point.accuracy.value for point in front],
@@ -68,8 +82,18 @@ def pareto(section: Section) -> Any:
     axes.set_xlabel("LLM FLOPs, % of none (computed, the method's own included)")
     axes.set_ylabel("Accuracy, % (measured, 95 % interval)")
     axes.set_title(section.title, fontsize=10)
-    _legend(axes, len(points))
+    _legend(axes, len(series))
     return drawn
+
+
+def series_of(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of a method at several budgets together; where it stands twice at one budget, each for itself."""
+    stands = Counter((point.method, point.budget) for point in points)
+    twice = {method for (method, _), count in stands.items() if count > 1}
+    series: dict[str, list[Point]] = {}
+    for point in points:
+        series.setdefault(point.label if point.method in twice else point.method, []).append(point)
+    return list(series.values())
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -120,7 +144,7 @@ def svg(drawn: Any) -> str:
 def _legend(axes: Any, entries: int) -> None:
     """Beside the axes, where it hides nothing."""
     if entries:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=-(-entries // COLUMN))
 
 
 def _color(index: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from tokenzoo.report.grid import Head, grid
+from tokenzoo.report.grid import Head, Line, grid
 from tokenzoo.text import printable
 
 #: Columns of what is read rather than compared.
@@ -33,8 +33,8 @@ def console(width: int = 100) -> Console:
     return found
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> None:
-    """Print rows of plain text in columns, long cells folded; without headers where all are empty."""
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Line]], indent: int = 0) -> None:
+    """Print rows of text in columns, long cells folded; without headers where all are empty."""
     out = console(PAGE)
     heads = [Head((header,) if header else (), text=True) for header in headers]
     if rows:

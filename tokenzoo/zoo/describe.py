@@ -7,14 +7,25 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.workload import Architecture, Source
 from tokenzoo.zoo.plugins import Plugin, Zoo
 from tokenzoo.zoo.registry import Method
 
 _NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
+#: Where a method can act, in the order of a forward pass.
+PLACES = ("before the projector", "before the LLM", "inside the LLM")
+#: What a method's declaration is asked about: a picture and a video of LLaVA-1.5's size.
+EXAMPLES: dict[Literal["image", "video"], tuple[int, ...]] = {"image": (576,), "video": (576,) * 8}
+EXAMPLE = Architecture(
+    "an example", 4096, 32, 32, 32, 11008, 32064, vision_hidden=1024, encoder_hidden=1024, encoder_layers=24, encoder_heads=16,
+    feature_layer=22, has_cls=True,
+)  # fmt: skip
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -37,6 +48,8 @@ class Description:
     summary: str
     documentation: str
     hooks: tuple[str, ...]
+    reduces: tuple[str, ...]
+    text_aware: bool
     parameters: tuple[Parameter, ...]
     positions: str
     budget: str
@@ -53,13 +66,14 @@ def describe(zoo: Zoo, name: str) -> Description:
     if documentation.startswith(f"{cls.__name__}("):  # what @dataclass writes where there is none
         documentation = ""
     method = cls()
-    places = _places(method)
     return Description(
         name=name,
         title=entry.title or cls.__name__,
         summary=entry.summary or first_sentence(documentation),
         documentation=documentation,
-        hooks=places,
+        hooks=_places(method),
+        reduces=_reduces(method),
+        text_aware=method.text_aware,
         parameters=parameters(cls),
         positions=_positions(method),
         budget=_budget(method),
@@ -67,6 +81,13 @@ def describe(zoo: Zoo, name: str) -> Description:
         method=entry,
         plugin=zoo.info(name),
     )
+
+
+def grouped(described: Iterable[Description]) -> dict[str, list[Description]]:
+    """Methods under the first place where they act, in the order of a forward pass; "" for what acts nowhere."""
+    methods = list(described)
+    groups = {place: [method for method in methods if place == (method.hooks or ("",))[0]] for place in ("", *PLACES)}
+    return {place: members for place, members in groups.items() if members}
 
 
 def parameters(cls: type[TokenReducer]) -> tuple[Parameter, ...]:
@@ -143,8 +164,23 @@ def first_sentence(text: str) -> str:
 def _places(method: TokenReducer) -> tuple[str, ...]:
     """Where a method acts."""
     early = method.enters and method.implements("early")
-    named = {"before the projector": early, "before the LLM": method.enters and not early, "inside the LLM": method.acts_inside}
-    return tuple(place for place, acts in named.items() if acts)
+    acts = (early, method.enters and not early, method.acts_inside)
+    return tuple(place for place, there in zip(PLACES, acts, strict=True) if there)
+
+
+def _reduces(method: TokenReducer) -> tuple[str, ...]:
+    """Of which kinds of pictures its declaration leaves fewer tokens; inside the LLM it is not told the kind."""
+    return tuple(
+        kind for kind, views in EXAMPLES.items() if method.acts_inside or (method.enters and _leaves_fewer(method, kind, views))
+    )
+
+
+def _leaves_fewer(method: TokenReducer, kind: Literal["image", "video"], views: tuple[int, ...]) -> bool:
+    try:
+        left = method.left(views, Source(kind, views), EXAMPLE)
+    except UserError:  # it refuses such pictures
+        return False
+    return left is None or (left if isinstance(left, int) else sum(left)) < sum(views)
 
 
 def _positions(method: TokenReducer) -> str:

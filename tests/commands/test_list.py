@@ -1,0 +1,111 @@
+"""`tokenzoo list`: methods under the place where they act, what they reduce, and whether the prompt's text has a say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_clip import build
+
+from tokenzoo import cli
+from tokenzoo.zoo.plugins import load_zoo
+
+METHODS = [name for name in load_zoo((), ()).names() if load_zoo((), ()).info(name).kind == "built-in"]
+PLUGIN = """
+from dataclasses import dataclass
+from tokenzoo import TokenReducer
+@dataclass
+class Mine(TokenReducer):
+    name = "mine"
+    def left(self, views, source, architecture):
+        {left}
+    def reduce(self, tokens):
+        return tokens.views()[0]
+"""
+
+
+def listed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert cli.run([*options, "list"]) == 0
+    return capsys.readouterr().out
+
+
+def rows(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict]:
+    assert cli.run([*options, "list", "--format", "json"]) == 0
+    return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_methods_stand_under_the_first_place_where_they_act(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    place, found = "", {}
+    for line in listed(capsys).splitlines():
+        if line in ("No reduction", "Before the projector", "Before the LLM", "Inside the LLM"):
+            place = line
+            found[place] = []
+        elif place and line[:1].strip():
+            found[place].append(line.split()[0])
+    assert list(found) == ["No reduction", "Before the projector", "Before the LLM", "Inside the LLM"]
+    assert found["No reduction"] == ["none"]
+    assert {"aim", "prumerge", "visionzip"} <= set(found["Before the projector"])
+    assert {"divprune", "holitom", "random"} <= set(found["Before the LLM"])
+    assert {"fastv", "vtw", "sparsevlm"} <= set(found["Inside the LLM"])
+    assert sorted(name for names in found.values() for name in names) == sorted(METHODS)
+
+
+def test_what_a_method_reduces(capsys) -> None:
+    found = {name: row["reduces"] for name, row in rows(capsys).items()}
+    assert found["none"] == []
+    assert found["evs"] == found["dycoke"] == ["video"]
+    assert found["fastv"] == found["visionzip"] == found["vidcom2"] == ["image", "video"]
+
+
+@pytest.mark.parametrize(
+    ("left", "reduces"),
+    [
+        ("return 1 if source.kind == 'image' else sum(views)", ["image"]),
+        ("return [count // 2 for count in views] if len(views) > 1 else list(views)", ["video"]),
+        ("return None", ["image", "video"]),
+        ("from tokenzoo import UnsupportedError; raise UnsupportedError('no picture')", []),
+    ],
+)
+def test_a_plugins_declaration_is_asked(left: str, reduces: list[str], tmp_path: Path, capsys) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(left=left))
+    row = rows(capsys, "--plugin", str(path))["mine"]
+    assert row["reduces"] == reduces and row["text_aware"] is False
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A model, and one picture with several questions."""
+    from tokenzoo.bench.tasks import task
+    from tokenzoo.models.checkpoint import load
+    from tokenzoo.models.question import Question
+
+    (first,) = task("attribute").questions(1)
+    prompts = [first.prompt, "how many shapes are there?", "is there a red circle?", "what digit is blue?"]
+    return load("embedded:llava"), [Question("", prompt, first.images) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_text_aware_is_what_a_question_changes(name: str, asked) -> None:
+    import torch
+
+    from tokenzoo.application import apply
+    from tokenzoo.report.kept import patch_rows, stage_pictures
+
+    checkpoint, questions = asked
+    seen = set()
+    (method,) = build(name)
+    if name == "cdpruner":
+        from tiny_clip import tiny_clip
+
+        method = method.replace(text_tower=tiny_clip(128))
+    for question in questions:
+        inputs = checkpoint.inputs([question])
+        with apply(checkpoint.model, method, **checkpoint.words([question])) as run, torch.inference_mode():
+            checkpoint.model(**inputs, logits_to_keep=1)
+        alive = [np.concatenate([view.ravel() for view in stage.views]) for stage in stage_pictures(run.trace)]
+        seen.add((patch_rows(run.trace.samples[0].sources[0]).tobytes(), np.array(alive).tobytes()))
+    assert (len(seen) > 1) == method.text_aware
