@@ -32,7 +32,6 @@ METHODS = load_zoo((), ()).names()
 PREFILL_WAITS = 2
 #: Waits of a method's own for each sample. DART's published order of pivots is that of a Python set of their row numbers.
 OWN_WAITS = {"dart": 1}
-#: Waits of methods whose rule needs the host in the middle, one prefill of one sample.
 #: Methods whose rule is a chain of decisions, each after the one before: the host takes them.
 ON_THE_HOST = {"prunesid"}
 #: Every method on every family, one sample or several; the ordinary selection has each method, and each family, a few times.
@@ -78,22 +77,14 @@ def log() -> Iterator[Log]:
         yield found
 
 
-def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int) -> tuple[torch.Tensor, list[list[int]]]:
-    """Greedy tokens, and the visual tokens in each layer of each sample."""
-    with torch.no_grad(), tokenzoo.apply(model, method) as run:
-        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-        counts = [run.trace.visual_tokens(sample) for sample in range(len(made))]
-    return (made.inside if isinstance(made, OnDevice) else made), counts
-
-
-def waits(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: Log) -> int:
-    """Waits that tokenzoo and the method cause until so many tokens are there, the trace not read."""
+def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: Log) -> tuple[torch.Tensor, list[list[int]], int]:
+    """Greedy tokens, the visual tokens in each layer of each sample, and the waits until the tokens were there."""
     log.waits.clear()
     with torch.no_grad(), tokenzoo.apply(model, method) as run:
-        model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-        found = log.count
-        run.settle()
-    return found
+        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        waits = log.count  # reading the trace waits too, but only then
+        counts = [run.trace.visual_tokens(sample) for sample in range(len(made))]
+    return (made.inside if isinstance(made, OnDevice) else made), counts, waits
 
 
 @pytest.mark.parametrize(("family", "method"), PAIRS)
@@ -102,13 +93,13 @@ def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, method: str, 
     case = "single" if (METHODS.index(method) + FAMILIES.index(family)) % 2 else "left"
     inputs = tiny_inputs(here, case)
     try:
-        expected = generate(here, inputs, method, 3)
+        tokens, counts, _ = generate(here, inputs, method, 3, log)
     except UnsupportedError:
         pytest.skip("The method says that it cannot work on this model.")
-    found = generate(there, inputs_on_device(inputs), method, 3)
-    assert found[1] == expected[1] and torch.equal(found[0], expected[0])
-    prefill = waits(there, inputs_on_device(inputs), method, 1, log)
-    assert waits(there, inputs_on_device(inputs), method, 3, log) == prefill, log.waits
+    *_, prefill = generate(there, inputs_on_device(inputs), method, 1, log)
+    made, kept, waits = generate(there, inputs_on_device(inputs), method, 3, log)
+    assert kept == counts and torch.equal(made, tokens)
+    assert waits == prefill, log.waits
     if load_zoo().build(method).fixed_schedule and method not in ON_THE_HOST:
         assert prefill <= PREFILL_WAITS + OWN_WAITS.get(method, 0) * len(inputs["input_ids"]), log.waits
 
@@ -118,11 +109,11 @@ def test_two_devices_keep_the_tokens_that_one_keeps(family: str, method: str, lo
     here, _ = models(family)
     inputs = tiny_inputs(here, "left")
     try:
-        expected = generate(here, inputs, method, 3)
+        tokens, counts, _ = generate(here, inputs, method, 3, log)
     except UnsupportedError:
         pytest.skip("The method says that it cannot work on this model.")
-    found = generate(split_model(family), inputs_on_device(inputs), method, 3)
-    assert found[1] == expected[1] and torch.equal(found[0], expected[0])
+    made, kept, _ = generate(split_model(family), inputs_on_device(inputs), method, 3, log)
+    assert kept == counts and torch.equal(made, tokens)
 
 
 class Wrong(TokenReducer):
