@@ -101,7 +101,7 @@ def shrink(source: Path, target: Path, width: int) -> None:
 def table(sections: list[dict[str, Any]]) -> list[str]:
     """Both models' rows at the budget, in the order of the methods."""
     named = [{row["method"]: row for row in at_budget(section)} for section in sections]
-    asked = [next(row["overall"]["total"] for row in rows.values() if row["overall"]) for rows in named]
+    asked = [next(row["overall"]["questions"] for row in rows.values() if row["overall"]) for rows in named]
     heads = [f"{section['kind']}s: accuracy, LLM FLOPs" for section in sections]
     lines = ["| Method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for method in dict.fromkeys(method for rows in named for method in rows):
