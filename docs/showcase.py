@@ -1,7 +1,8 @@
 """What the first page shows, made by the tool: a table and a plot of all methods, and a picture and a video as each sees them.
 
 tokenzoo compare --methods all --limit 20 --no-timing --budget 50%,33%,15% --out DIR
-python docs/showcase.py DIR
+python docs/showcase.py DIR    # the table and the plots
+python docs/showcase.py        # the gallery
 
 The photograph is of Grace Hopper, by James S. Davis, U.S. Navy: public domain, and matplotlib ships it. The video is the first of
 the task `order`'s drawn scenes.
@@ -10,7 +11,6 @@ the task `order`'s drawn scenes.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,33 +21,35 @@ from PIL import Image
 
 from tokenzoo import cli
 from tokenzoo.bench.tasks import builtin_tasks
+from tokenzoo.zoo.describe import describe
+from tokenzoo.zoo.plugins import load_zoo
 
 DOCS = Path(__file__).parent
 OUT = DOCS / "showcase"
-#: The budget of the table and of the gallery.
+#: The budget of the table.
 BUDGET = "33%"
-#: Pixels across a gallery's pictures.
+#: Pixels across a gallery's pictures, and how wide they stand on the page.
 WIDTHS = {"image": 640, "video": 960}
+SHOWN = {"image": "32%", "video": "100%"}
+#: It needs a CLIP text tower, which the embedded models have none of.
+NOT_SHOWN = ("cdpruner",)
 BEGIN, END = "<!-- {}: made by docs/showcase.py -->", "<!-- end of {} -->"
 
 
-def main(results: Path) -> None:
-    """Write the plots, the gallery and the parts of index.md that show them."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
+def main(results: Path | None) -> None:
+    """Write the gallery or, of a comparison's results, the plots and the table; and the parts of index.md that show them."""
+    OUT.mkdir(exist_ok=True)
+    if results is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return replace("gallery", gallery(Path(folder)))
     sections = json.loads((results / "comparison.json").read_text(encoding="utf-8"))["sections"]
-    plots, gallery = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        shown = inputs(Path(folder))
-        for section in sections:
-            kind = section["kind"]
-            stem = f"pareto-{section['model']}-{kind}".replace(":", "-")
-            shrink(results / f"{stem}.png", OUT / f"pareto-{kind}.png", 1024)
-            plots.append(f"![Accuracy and FLOPs of every method, {kind}s](showcase/pareto-{kind}.png)")
-            gallery += [f"### The {kind}", "", *pictures(section, shown[kind], Path(folder)), ""]
+    plots = []
+    for section in sections:
+        kind, stem = section["kind"], f"pareto-{section['model']}-{section['kind']}".replace(":", "-")
+        shrink(results / f"{stem}.png", OUT / f"pareto-{kind}.png", 1024)
+        plots.append(f"![Accuracy and FLOPs of every method, {kind}s](showcase/pareto-{kind}.png)")
     replace("table", table(sections))
     replace("plots", plots)
-    replace("gallery", gallery)
 
 
 def inputs(folder: Path) -> dict[str, list[str]]:
@@ -71,19 +73,20 @@ def at_budget(section: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["overall"] is None)
 
 
-def pictures(section: dict[str, Any], shown: list[str], folder: Path) -> list[str]:
-    """What `show-kept` draws of every method that runs at the budget."""
-    lines = []
-    for row in at_budget(section):
-        if row["overall"] is None or row["method"] == "none":
-            continue
-        name = f"{section['kind']}-{row['method']}.png"
-        drawn = folder / name
-        command = ["show-kept", "--method", row["specification"], "--model", section["model"], *shown, "--out", str(drawn)]
-        if cli.run(command):
-            raise SystemExit(f"show-kept failed for {row['specification']}.")
-        shrink(drawn, OUT / name, WIDTHS[section["kind"]])
-        lines.append(f"![{row['label']}, {section['kind']}](showcase/{name}){{ loading=lazy }}")
+def gallery(folder: Path) -> list[str]:
+    """What `show-kept` draws of every method that runs on the embedded models with its defaults."""
+    zoo, lines = load_zoo((), ()), []
+    for kind, options in inputs(folder).items():
+        lines += [f"### The {kind}", ""]
+        for name in zoo.names():
+            drawn = folder / f"{kind}-{name}.png"
+            if name in NOT_SHOWN or kind not in describe(zoo, name).reduces:
+                continue
+            if cli.run(["show-kept", "--method", name, *options, "--out", str(drawn)]):
+                raise SystemExit(f"show-kept failed for {name}.")
+            shrink(drawn, OUT / drawn.name, WIDTHS[kind])
+            lines.append(f"![{name}, {kind}](showcase/{drawn.name}){{ loading=lazy width={SHOWN[kind]} }}")
+        lines.append("")
     return lines
 
 
@@ -98,7 +101,7 @@ def shrink(source: Path, target: Path, width: int) -> None:
 def table(sections: list[dict[str, Any]]) -> list[str]:
     """Both models' rows at the budget, in the order of the methods."""
     named = [{row["method"]: row for row in at_budget(section)} for section in sections]
-    asked = [next(row["overall"]["total"] for row in rows.values() if row["overall"]) for rows in named]
+    asked = [next(row["overall"]["questions"] for row in rows.values() if row["overall"]) for rows in named]
     heads = [f"{section['kind']}s: accuracy, LLM FLOPs" for section in sections]
     lines = ["| Method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for method in dict.fromkeys(method for rows in named for method in rows):
@@ -127,4 +130,4 @@ def replace(part: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)

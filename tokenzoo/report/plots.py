@@ -17,8 +17,8 @@ from tokenzoo.errors import FailedError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 #: With more points than this, intervals are drawn thin.
 MOST_BARS = 24
-#: Names one below the other in a legend.
-COLUMN = 20
+#: Inches of a name in the legend: figures grow with it.
+LINE = 0.18
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -62,8 +62,8 @@ def pareto(section: Section) -> Any:
     A method at several budgets has one colour and marker, and is named without its settings.
     """
     points = points_of(section)
-    drawn, axes = figure()
     series = series_of(points)
+    drawn, axes = figure(height=_height(len(series)))
     for index, own in enumerate(series):
         for number, point in enumerate(own):
             value = 100 * point.accuracy.value
@@ -108,7 +108,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def tokens_per_layer(section: Section) -> Any:
     """Visual tokens entering each decoder layer, as recorded."""
     rows = [row for row in section.rows if row.tokens_per_layer]
-    drawn, axes = figure()
+    drawn, axes = figure(height=_height(len(rows)))
     for index, row in enumerate(rows):
         counts = row.tokens_per_layer
         axes.step(
@@ -141,10 +141,15 @@ def svg(drawn: Any) -> str:
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
+def _height(entries: int) -> float:
+    """Inches of a figure whose legend has so many names."""
+    return max(4.2, LINE * (entries + 1))
+
+
 def _legend(axes: Any, entries: int) -> None:
     """Beside the axes, where it hides nothing."""
     if entries:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=-(-entries // COLUMN))
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _color(index: int) -> str:
