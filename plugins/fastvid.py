@@ -156,7 +156,9 @@ class FastVID(TokenReducer):
         if self.reads_head(architecture):
             return own
         queries = "cls" if architecture.has_cls else "all"
-        rows = [architecture.has_cls + architecture.encoder_merge * patches for patches in source.before_projector]
+        rows = [
+            architecture.has_cls + (source.merged or architecture.encoder_merge) * patches for patches in source.before_projector
+        ]
         return own + sum(ops.encoder_attention_flops(count, architecture.encoder_hidden, queries) for count in rows)
 
 

@@ -107,7 +107,8 @@ class PruneSID(TokenReducer):
             if early or count < tokens:
                 flops += ops.principal_directions_flops(width, tokens, self.rank(count, tokens, width, early))
                 flops += 2 * tokens**2 * width
-            flops += ops.encoder_attention_flops(tokens + 1, architecture.encoder_hidden, "cls") if early else 0
+            rows = tokens * (source.merged or 1) + 1
+            flops += ops.encoder_attention_flops(rows, architecture.encoder_hidden, "cls") if early else 0
         return flops
 
 

@@ -61,6 +61,8 @@ class SCOPE(TokenReducer):
     def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture) -> int:
         """The saliency in the encoder's views, the cosines in those of which something is left."""
         queries, width = "cls" if architecture.has_cls else "all", architecture.encoder_hidden
-        rows = [tokens * architecture.encoder_merge + architecture.has_cls for tokens in source.before_projector]
+        rows = [
+            tokens * (source.merged or architecture.encoder_merge) + architecture.has_cls for tokens in source.before_projector
+        ]
         saliency = sum(ops.encoder_attention_flops(count, width, queries) for count in rows)
         return saliency + sum(2 * tokens**2 * width for tokens, kept in zip(views, left, strict=True) if kept)

@@ -62,7 +62,9 @@ class VisionZip(TokenReducer):
             dominant = count - with_cls - contextual
             kept, targets, merged, place = zip_views(x[index], score[index], keys[index], dominant, contextual)
             anchors = index.gather(1, torch.cat([kept[:, :0].new_zeros(len(index), with_cls), kept, targets], 1))
-            made = torch.cat([*([] if cls is None else [cls[numbers]]), x[index.gather(1, kept)], merged], 1)
+            made = torch.cat(
+                [*([] if cls is None else [cls[torch.tensor(numbers, device=x.device)]]), x[index.gather(1, kept)], merged], 1
+            )
             # behind the base view's, in section 0, the tiles' dominant patches, CLS tokens and contextual tokens
             tiled = torch.tensor([2] * with_cls + [1] * dominant + [3] * contextual, device=x.device)
             for number, own, rows, stand_for, goes in zip(numbers, index, made, anchors, place, strict=True):

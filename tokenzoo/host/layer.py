@@ -39,8 +39,9 @@ class LayerInSample:
 
     def embeddings(self, rows: torch.Tensor | None) -> torch.Tensor:
         assert self.prefill.embeddings is not None
-        entered, present = self.prefill.entry.layout.take(self.prefill.embeddings, self.sample), self.stage.rows[self.sample]
-        return entered[present if rows is None else present[rows]]
+        present = self.stage.rows[self.sample]
+        entered = self.prefill.entry.layout.take(self.prefill.embeddings, self.sample)
+        return entered.to(present.device)[present if rows is None else present[rows]]
 
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
         norm = self.around.decoder.norm

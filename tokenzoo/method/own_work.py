@@ -107,7 +107,7 @@ class _Encoder:
     def attention(self, layer: int, queries: Queries, early: bool) -> torch.Tensor:
         heads = self.heads
         for tokens in self.source.before_projector:
-            rows = self.cls + tokens * self.architecture.encoder_merge
+            rows = self.cls + tokens * (self.source.merged or self.architecture.encoder_merge)
             states = stand_in(1, heads, rows, self.architecture.encoder_hidden // heads)
             ops.encoder_attention(states, states, 1.0, queries)
         return torch.zeros(heads, self.tokens)

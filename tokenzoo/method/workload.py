@@ -80,6 +80,7 @@ class Source:
     (frames before pooling; base and every tile), without CLS; empty means the same as `view_tokens`. `grids` are the
     (height, width) of each view as it enters the LLM, where they are known. `through`: how many of the structural tokens
     come from the encoder (CLS tokens) and pass the projector; they are always kept.
+    `merged`: how many patches become one token before the projector, where that is not `encoder_merge` (0: it is).
     """
 
     kind: Literal["image", "video"]
@@ -88,6 +89,7 @@ class Source:
     encoder_views: tuple[int, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
     through: int = 0
+    merged: int = 0
 
     @property
     def tokens(self) -> int:

@@ -47,7 +47,8 @@ class Gemma3(Llava):
 
     def projector_output(self, model: Module, output: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         projector = self.projector(model)
-        return (projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight).to(output)
+        there = features.to(projector.mm_input_projection_weight.device)
+        return (projector.mm_soft_emb_norm(there) @ projector.mm_input_projection_weight).to(output)
 
     def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         rows, columns = self.patch_grid(model)

@@ -56,13 +56,13 @@ class Llava(Family):
         return [with_cls("image", grid, 1, cls)] * len(pixels)
 
 
-def with_cls(kind: Literal["image", "video"], grid: tuple[int, int], views: int, cls: int) -> VisualSource:
+def with_cls(kind: Literal["image", "video"], grid: tuple[int, int], views: int, cls: int, merged: int = 0) -> VisualSource:
     """An image, or a video of several views, each of `grid` tokens; with `cls` a CLS token goes to the LLM ahead of each."""
     tokens = grid[0] * grid[1]
     view = torch.arange(views).repeat_interleave(tokens + cls)
     if cls:
         view[:: tokens + 1] = -1
-    source = Source(kind, (tokens,) * views, cls * views, grids=(grid,) * views, through=cls * views)
+    source = Source(kind, (tokens,) * views, cls * views, grids=(grid,) * views, through=cls * views, merged=merged)
     return VisualSource(source, view, (grid,) * views, one_to_one=True)
 
 

@@ -25,4 +25,4 @@ class LlavaNextVideo(LlavaNext):
             return []
         rows, columns = self.patch_grid(model)
         side = self.patches_per_side(model, kind)
-        return [with_cls("video", (rows // side, columns // side), pixels.shape[1], 0)] * len(pixels)
+        return [with_cls("video", (rows // side, columns // side), pixels.shape[1], 0, side**2)] * len(pixels)
