@@ -31,10 +31,25 @@ def tiny_case(family: str, case: str, backend: str = "sdpa", layers: int = LAYER
     key, kind = (family, case, backend, layers), (family, backend, layers)
     if key not in _cases:
         if kind not in _models:
-            _models[kind] = tiny_model(family, backend, layers)
+            _models[kind] = _decided(tiny_model(family, backend, layers), backend)
         model = _models[kind]
-        _cases[key] = Case(model, tiny_inputs(model, case), f"{family}, {case}, {backend}", generates=case != "right")
+        inputs = {
+            name: value.to(model.dtype) if value.is_floating_point() else value
+            for name, value in tiny_inputs(model, case).items()
+        }
+        _cases[key] = Case(model, inputs, f"{family}, {case}, {backend}", generates=case != "right")
     return _cases[key]
+
+
+def _decided(model: Any, backend: str) -> Any:
+    """A mixture of experts in float64: in float32 rounding alone now and then sends a token to another expert.
+
+    Not with eager attention, whose masks make NaN of fully padded rows there.
+    """
+    if backend != "sdpa" or not getattr(model.config.get_text_config(), "num_experts", 0):
+        return model
+    model.set_experts_implementation("eager")  # the grouped product knows no float64
+    return model.double()
 
 
 @dataclass
