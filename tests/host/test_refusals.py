@@ -139,9 +139,19 @@ def test_a_video_before_an_image_is_right():
     assert [str(finding) for finding in report.findings] == [] and report.dropped
 
 
-def video_before_image(model):
-    from tokenzoo.testing.case import Case
+def test_a_video_before_an_image_beside_a_sample_with_an_image_is_right():
+    case = tiny_case("qwen2.5-vl", "video", layers=LAYERS)
+    first, image = video_before_image(case.model).inputs, tiny_inputs(case.model, "single")
+    gap = first["input_ids"].shape[1] - image["input_ids"].shape[1]
+    names = ("input_ids", "attention_mask", "mm_token_type_ids")
+    padded = {name: torch.nn.functional.pad(image[name], (gap, 0)) for name in names}
+    both = {**first, **{name: torch.cat([first[name], padded[name]]) for name in names}}
+    both |= {name: torch.cat([first[name], image[name]]) for name in ("pixel_values", "image_grid_thw")}
+    report = check_case(Case(case.model, both, "two samples"), load_zoo().build("prumerge:mode=fixed").reducers)
+    assert [str(finding) for finding in report.findings] == [] and report.dropped
 
+
+def video_before_image(model):
     video, image = tiny_inputs(model, "video"), tiny_inputs(model, "single")
     ids = torch.cat([video["input_ids"][:1, video["attention_mask"][0].bool()], image["input_ids"]], 1)
     kinds = torch.cat([video["mm_token_type_ids"][:1, video["attention_mask"][0].bool()], image["mm_token_type_ids"]], 1)
