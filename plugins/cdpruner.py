@@ -57,7 +57,7 @@ class CDPruner(TokenReducer):
             )
 
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> list[int]:
-        return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]
+        return [ops.share_of(tokens, self.retention) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
         return (architecture.feature_layer,)

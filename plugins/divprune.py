@@ -34,7 +34,7 @@ class DivPrune(TokenReducer):
     name: ClassVar[str] = "divprune"
 
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> int:
-        return min(sum(views), max(1, round(self.retention * sum(views))))
+        return ops.share_of(sum(views), self.retention)
 
     def reduce(self, tokens: VisualTokens) -> Tensor:
         distance = 1 - ops.cosine_similarity(tokens.features)

@@ -37,7 +37,7 @@ class FasterVLM(TokenReducer):
         return not source.pooled
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
-        return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]
+        return [ops.share_of(tokens, self.retention) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
         return (architecture.saliency_layer,)

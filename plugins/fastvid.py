@@ -156,9 +156,7 @@ class FastVID(TokenReducer):
         if self.reads_head(architecture):
             return own
         queries = "cls" if architecture.has_cls else "all"
-        rows = [
-            architecture.has_cls + (source.merged or architecture.encoder_merge) * patches for patches in source.before_projector
-        ]
+        rows = source.encoder_rows(architecture)
         return own + sum(ops.encoder_attention_flops(count, architecture.encoder_hidden, queries) for count in rows)
 
 

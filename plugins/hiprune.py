@@ -56,7 +56,7 @@ class HiPrune(TokenReducer):
         return not source.pooled
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
-        return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]
+        return [ops.share_of(tokens, self.retention) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, int]:
         share = 9 / 24 if architecture.has_cls else 16 / 32

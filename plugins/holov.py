@@ -44,7 +44,7 @@ class HoloV(TokenReducer):
     name: ClassVar[str] = "holov"
 
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> int:
-        return min(sum(views), max(1, round(self.retention * sum(views))))
+        return ops.share_of(sum(views), self.retention)
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
         return (architecture.saliency_layer,)

@@ -59,7 +59,7 @@ class MMTok(TokenReducer):
     text_aware: ClassVar[bool] = True
 
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> list[int]:
-        return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]
+        return [ops.share_of(tokens, self.retention) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
         return (architecture.feature_layer,)

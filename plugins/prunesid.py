@@ -107,9 +107,8 @@ class PruneSID(TokenReducer):
             if early or count < tokens:
                 flops += ops.principal_directions_flops(width, tokens, self.rank(count, tokens, width, early))
                 flops += 2 * tokens**2 * width
-            rows = tokens * (source.merged or 1) + 1
-            flops += ops.encoder_attention_flops(rows, architecture.encoder_hidden, "cls") if early else 0
-        return flops
+        rows = source.encoder_rows(architecture) if early else ()
+        return flops + sum(ops.encoder_attention_flops(count, architecture.encoder_hidden, "cls") for count in rows)
 
 
 def first_come(rival: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class SCOPE(TokenReducer):
         return not source.pooled
 
     def left(self, views: tuple[int, ...], source: Source, architecture: Architecture) -> list[int]:
-        return [min(tokens, max(1, round(self.retention * tokens))) for tokens in views]
+        return [ops.share_of(tokens, self.retention) for tokens in views]
 
     def encoder_layers(self, architecture: Architecture) -> tuple[int, ...]:
         return (architecture.saliency_layer, architecture.feature_layer)
@@ -61,8 +61,5 @@ class SCOPE(TokenReducer):
     def reduce_flops(self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture) -> int:
         """The saliency in the encoder's views, the cosines in those of which something is left."""
         queries, width = "cls" if architecture.has_cls else "all", architecture.encoder_hidden
-        rows = [
-            tokens * (source.merged or architecture.encoder_merge) + architecture.has_cls for tokens in source.before_projector
-        ]
-        saliency = sum(ops.encoder_attention_flops(count, width, queries) for count in rows)
+        saliency = sum(ops.encoder_attention_flops(count, width, queries) for count in source.encoder_rows(architecture))
         return saliency + sum(2 * tokens**2 * width for tokens, kept in zip(views, left, strict=True) if kept)

@@ -45,7 +45,7 @@ class VidCom2(TokenReducer):
     def left(self, views: tuple[int, ...], source: Any, architecture: Any) -> int | None:
         if self.rounding == "released" and self.retention < 1:
             return None
-        return min(sum(views), max(1, round(self.retention * sum(views))))
+        return ops.share_of(sum(views), self.retention)
 
     def reduce(self, tokens: VisualTokens) -> Tensor:
         frame, sizes = tokens.view, tokens.view_counts()

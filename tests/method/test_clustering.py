@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import GoldenCases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenzoo import ops
 
-GOLDEN = Path(__file__).parents[1] / "golden_more"
+GOLDEN = GoldenCases("golden_more")
 
 
 def by_hand(points: list[list[float]], count: int, neighbours: int) -> tuple[list[int], list[int]]:
@@ -76,9 +75,9 @@ def test_equal_points_are_one_peak() -> None:
 
 @pytest.mark.parametrize("name", ["sparsevlm_merge_n12_c2_noise", "sparsevlm_merge_n83_c9", "sparsevlm_merge_n83_c9_noise"])
 def test_clusters_as_published(name: str) -> None:
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        points, noise, merged = (torch.tensor(arrays[key]) for key in ("candidates", "noise", "merged"))
-        count = int(arrays["num_clusters"])
+    arrays = GOLDEN.arrays(name)
+    points, noise, merged = (arrays[key] for key in ("candidates", "noise", "merged"))
+    count = int(arrays["num_clusters"])
     ours = ops.dpc_knn(points, count, count, noise * 1e-6)
     means = ops.mean_by_assignment(points[None], ours.assignment[None], count)[0]
     assert torch.allclose(means, merged, atol=1e-5)

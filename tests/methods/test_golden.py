@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from golden_cases import GoldenCases
 from tokenzoo_plugins.aim import AIM
 from tokenzoo_plugins.fastv import FastV
 from tokenzoo_plugins.pdrop import PyramidDrop
@@ -23,20 +22,8 @@ from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.testing.authors import decide
 
-FOLDER = Path(__file__).parents[1] / "golden"
-TESTED: set[str] = set()
-
-
-def cases(pattern: str) -> list[str]:
-    names = sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz"))
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    arrays = np.load(FOLDER / f"{name}.npz")
-    return {key: torch.tensor(arrays[key]) for key in arrays.files}
+GOLDEN = GoldenCases("golden")
+cases, golden = GOLDEN.cases, GOLDEN.arrays
 
 
 @cache
@@ -437,4 +424,4 @@ def test_weights_fit_the_hugging_face_class(name: str) -> None:
 
 
 def test_no_golden_case_is_left_untested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz")} == TESTED
+    assert GOLDEN.named("*") == GOLDEN.tested

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import GoldenCases
 from tokenzoo_plugins.divprune import DivPrune
 from tokenzoo_plugins.evs import EVS
 from tokenzoo_plugins.fastervlm import FasterVLM
@@ -24,21 +22,9 @@ from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.testing import decide, tiny_model, visual_tokens
 from tokenzoo.testing.models import VIDEO
 
-FOLDER = Path(__file__).parents[1] / "golden_more"
 METHODS = ("divprune", "evs", "fastervlm", "hiprune", "scope", "visionzip", "vispruner")
-TESTED: set[str] = set()
-
-
-def cases(pattern: str, but: tuple[str, ...] = ()) -> list[str]:
-    names = sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz") if path.stem not in but)
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    arrays = np.load(FOLDER / f"{name}.npz")
-    return {key: torch.tensor(arrays[key]) for key in arrays.files}
+GOLDEN = GoldenCases("golden_more")
+cases, golden = GOLDEN.cases, GOLDEN.arrays
 
 
 class Given:
@@ -339,4 +325,4 @@ def test_evs_leaves_tokens_the_positions_that_the_model_gives_them(name: str) ->
 
 
 def test_no_golden_case_is_left_untested() -> None:
-    assert {path.stem for method in METHODS for path in FOLDER.glob(f"{method}_*.npz")} == TESTED
+    assert GOLDEN.named(*(f"{method}_*" for method in METHODS)) == GOLDEN.tested

@@ -6,13 +6,12 @@ Cases of `golden_more`; each array is told in its README.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import GoldenCases
 from tokenzoo_plugins.dart import DART
 from tokenzoo_plugins.sparsevlm import SparseVLM
 from tokenzoo_plugins.v2drop import V2Drop
@@ -22,21 +21,9 @@ import tokenzoo
 from tokenzoo import ops
 from tokenzoo.method.decoder_layer import DecoderLayer
 
-FOLDER = Path(__file__).parents[1] / "golden_more"
 METHODS = ["dart", "sparsevlm", "v2drop"]
-TESTED: set[str] = {"inllm_weights"}
-
-
-def cases(*patterns: str) -> list[str]:
-    names = sorted(path.stem for pattern in patterns for path in FOLDER.glob(f"{pattern}.npz"))
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    arrays = np.load(FOLDER / f"{name}.npz")
-    return {key: torch.tensor(arrays[key]) for key in arrays.files}
+GOLDEN = GoldenCases("golden_more")
+cases, golden = GOLDEN.cases, GOLDEN.arrays
 
 
 @cache
@@ -292,5 +279,4 @@ def test_v2drop(name: str) -> None:
 
 
 def test_no_golden_case_is_left_untested() -> None:
-    found = {path.stem for method in METHODS for path in FOLDER.glob(f"{method}_*.npz")}
-    assert found == TESTED - {"inllm_weights"}
+    assert GOLDEN.named(*(f"{method}_*" for method in METHODS)) == GOLDEN.tested

@@ -5,13 +5,12 @@ Cases of `golden_more`; each array is told in its README.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import GoldenCases
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenzoo_plugins.cdpruner import CDPruner, load_clip, relevance_to
 from tokenzoo_plugins.gprune import GPrune
@@ -23,21 +22,9 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from tokenzoo import Reduction, VisualTokens
 from tokenzoo.testing.authors import decide, visual_tokens
 
-FOLDER = Path(__file__).parents[1] / "golden_more"
 METHODS = ["cdpruner", "gprune", "holov", "mmtok", "vidcom2"]
-TESTED: set[str] = set()
-
-
-def cases(*patterns: str) -> list[str]:
-    names = sorted(path.stem for pattern in patterns for path in FOLDER.glob(f"{pattern}.npz"))
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    arrays = np.load(FOLDER / f"{name}.npz")
-    return {key: torch.tensor(arrays[key]) if arrays[key].dtype.kind != "U" else arrays[key] for key in arrays.files}
+GOLDEN = GoldenCases("golden_more")
+cases, golden = GOLDEN.cases, GOLDEN.arrays
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -283,4 +270,4 @@ def test_cdpruner_with_its_text_tower(name: str, tmp_path: Path) -> None:
 
 
 def test_no_golden_case_is_left_untested() -> None:
-    assert {path.stem for method in METHODS for path in FOLDER.glob(f"{method}_*.npz")} == TESTED
+    assert GOLDEN.named(*(f"{method}_*" for method in METHODS)) == GOLDEN.tested

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from golden_cases import GoldenCases
 from tokenzoo_plugins.prunesid import PruneSID
 
 from tokenzoo import Architecture, Reduction, ops
 from tokenzoo.testing.authors import decide, visual_tokens
 
-FOLDER = Path(__file__).parents[1] / "golden_more"
-TESTED: set[str] = set()
-
-
-def cases(pattern: str) -> list[str]:
-    names = sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz"))
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    """The arrays of a case; those of no dimension as Python numbers."""
-    with np.load(FOLDER / f"{name}.npz") as stored:
-        arrays = {key: torch.tensor(stored[key]) for key in stored.files}
-    return {key: value if value.ndim else value.item() for key, value in arrays.items()}
+GOLDEN = GoldenCases("golden_more")
+cases, golden = GOLDEN.cases, GOLDEN.values
 
 
 class Clip:
@@ -110,4 +94,4 @@ def test_prunesid_without_cls(name: str) -> None:
 
 
 def test_no_case_is_left_out() -> None:
-    assert {path.stem for path in FOLDER.glob("prunesid_*.npz")} == TESTED
+    assert GOLDEN.named("prunesid_*") == GOLDEN.tested

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from golden_cases import GoldenCases
 from tokenzoo_plugins.dycoke import DyCoke
 from tokenzoo_plugins.fastvid import FastVID
 from tokenzoo_plugins.flashvid import FlashVID
@@ -21,23 +19,9 @@ from tokenzoo import Architecture, DecoderLayer, Reduction, UnsupportedError, op
 from tokenzoo.testing import tiny_inputs, tiny_model
 from tokenzoo.testing.authors import decide, visual_tokens
 
-FOLDER = Path(__file__).parents[1] / "golden_more"
 METHODS = ("dycoke", "holitom", "flashvid", "fastvid")
-TESTED: set[str] = set()
-
-
-def cases(pattern: str) -> list[str]:
-    names = sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz"))
-    TESTED.update(names)
-    return names
-
-
-@cache
-def golden(name: str) -> dict[str, Any]:
-    """The arrays of a case; those of no dimension as Python numbers."""
-    with np.load(FOLDER / f"{name}.npz") as stored:
-        arrays = {key: torch.tensor(stored[key]) for key in stored.files}
-    return {key: value if value.ndim else value.item() for key, value in arrays.items()}
+GOLDEN = GoldenCases("golden_more")
+cases, golden = GOLDEN.cases, GOLDEN.values
 
 
 def video(x: torch.Tensor, frames: int, encoder: Any = None) -> Any:
@@ -282,4 +266,4 @@ def test_fastvid_says_where_there_is_no_pooling_head() -> None:
 
 
 def test_no_case_is_left_out() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz") if path.stem.split("_")[0] in METHODS} == TESTED
+    assert GOLDEN.named(*(f"{method}_*" for method in METHODS)) == GOLDEN.tested

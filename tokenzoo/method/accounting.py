@@ -73,7 +73,7 @@ def check_whole(method: TokenReducer, untouched: bool) -> None:
 
 def check_encoder(method: TokenReducer, architecture: Architecture) -> None:
     """Raise UnsupportedError where a method reads the vision encoder of a model of which only the decoder is known."""
-    if not architecture.encoder_layers and method.encoder_layers(architecture):
+    if not (architecture.encoder_layers and architecture.encoder_heads) and method.encoder_layers(architecture):
         raise UnsupportedError(
             f"'{method.name}' reads the vision encoder, and of '{architecture.name}' only the decoder is known. Choose an "
             "architecture with a vision tower; 'tokenzoo cost --list-architectures' lists them."

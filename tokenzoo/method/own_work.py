@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenzoo.errors import UserError
 from tokenzoo.method import ops
 from tokenzoo.method.accounting import EntryStep
 from tokenzoo.method.decoder_layer import DecoderLayer
@@ -92,28 +91,20 @@ class _Encoder:
         self.source, self.architecture, self.tokens = source, architecture, tokens
         self.cls = int(architecture.has_cls)
 
-    @property
-    def heads(self) -> int:
-        """The encoder's heads; raises UserError where the architecture is that of a decoder alone."""
-        if not self.architecture.encoder_heads:
-            raise UserError("It reads the vision encoder's attention, and this architecture names no encoder with heads.")
-        return self.architecture.encoder_heads
-
     def query_key(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         views = self.source.before_projector
         shape = (len(views), self.cls + max(views, default=0), self.architecture.encoder_hidden)
         return stand_in(*shape), stand_in(*shape)
 
     def attention(self, layer: int, queries: Queries, early: bool) -> torch.Tensor:
-        heads = self.heads
-        for tokens in self.source.before_projector:
-            rows = self.cls + tokens * (self.source.merged or self.architecture.encoder_merge)
+        heads = self.architecture.encoder_heads
+        for rows in self.source.encoder_rows(self.architecture):
             states = stand_in(1, heads, rows, self.architecture.encoder_hidden // heads)
             ops.encoder_attention(states, states, 1.0, queries)
         return torch.zeros(heads, self.tokens)
 
     def keys(self, layer: int, early: bool) -> torch.Tensor:
-        return stand_in(self.tokens, self.architecture.encoder_hidden // self.heads)
+        return stand_in(self.tokens, self.architecture.encoder_hidden // self.architecture.encoder_heads)
 
     def features(self, layer: int, early: bool) -> torch.Tensor:
         return stand_in(self.tokens, self.architecture.encoder_hidden)

@@ -105,6 +105,11 @@ class Source:
         """Whether the model pools a video's frames between projector and LLM."""
         return self.kind == "video" and self.before_projector != self.view_tokens
 
+    def encoder_rows(self, architecture: Architecture) -> list[int]:
+        """Rows of each view inside the encoder: its patches, and CLS where there is one."""
+        patches = self.merged or architecture.encoder_merge
+        return [architecture.has_cls + patches * tokens for tokens in self.before_projector]
+
 
 @dataclass(frozen=True)
 class RecordedSource:

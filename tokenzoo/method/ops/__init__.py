@@ -18,7 +18,7 @@ from tokenzoo.method.ops.dpp import dpp_map
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
 from tokenzoo.method.ops.groups import apportion, top_of_groups
 from tokenzoo.method.ops.merging import Match, bipartite_match, mean_by_assignment, merge_flops, merge_views
-from tokenzoo.method.ops.picking import alike, average_pool, pick_views, top_indices, uniform_indices
+from tokenzoo.method.ops.picking import alike, average_pool, pick_views, share_of, top_indices, uniform_indices
 from tokenzoo.method.ops.video import frame_segments, frame_similarity, static_windows
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "pick_views",
     "principal_directions",
     "principal_directions_flops",
+    "share_of",
     "static_windows",
     "top_indices",
     "top_of_groups",

@@ -16,6 +16,11 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[: max(count, 0)].sort().values
 
 
+def share_of(tokens: int, share: float) -> int:
+    """round(share · tokens), at least one of any, at most all."""
+    return min(tokens, max(1, round(share * tokens)))
+
+
 def alike(views: Sequence[Tensor], left: Sequence[int]) -> Iterator[tuple[list[int], Tensor, int]]:
     """Views of one size of which equally many tokens are left: their numbers, token indices [v, t], and how many are left.
 
