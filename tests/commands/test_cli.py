@@ -60,6 +60,7 @@ def test_help_lists_every_command_without_importing_one() -> None:
     [
         (["shw"], "No such command 'shw'. Did you mean 'show'?"),
         (["show", "fastvv"], "Error: Unknown method 'fastvv'. Did you mean 'fastv'? Run 'tokenzoo list'.\n"),
+        (["show", "fastv:K=3"], "show takes a method's name. Run 'tokenzoo show fastv'.\n"),
         (["show"], "Missing argument 'METHOD'"),
         (["check", "nothing.py"], "there is no file"),
         (["--registry", "nothing.yaml", "list"], "Error: Cannot read registry 'nothing.yaml': No such file"),
@@ -129,7 +130,7 @@ def test_plugins_shows_versions_and_failures() -> None:
         assert name in shown
     assert "No module named" in shown
     listed = call(*files, "list")
-    assert listed.returncode == 0 and "duplicates" in listed.stdout and "could not be loaded: " in listed.stderr
+    assert listed.returncode == 0 and "duplicates" in listed.stdout and "cannot be used: " in listed.stderr
 
 
 def test_show_tells_why_a_method_failed() -> None:

@@ -109,3 +109,14 @@ def test_text_aware_is_what_a_question_changes(name: str, asked) -> None:
         alive = [np.concatenate([view.ravel() for view in stage.views]) for stage in stage_pictures(run.trace)]
         seen.add((patch_rows(run.trace.samples[0].sources[0]).tobytes(), np.array(alive).tobytes()))
     assert (len(seen) > 1) == method.text_aware
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_declaration_that_fails_is_left_out_with_its_reason(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN.format(left="return 1 / 0"))
+    assert cli.run(["--plugin", str(file), "list"]) == 0
+    out, err = capsys.readouterr()
+    assert "fastv" in out and "mine" not in out and "1 cannot be used: mine." in err
+    assert cli.run(["--plugin", str(file), "show", "mine"]) == 2
+    assert "its declaration fails: ZeroDivisionError: division by zero (mine.py, line 8)." in capsys.readouterr().err

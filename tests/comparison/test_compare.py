@@ -166,6 +166,14 @@ def test_what_nothing_fits_is_refused_and_what_has_no_knob_runs_where_it_fits(co
     assert pipeline.status == "ok" and "no knob to set it by" in pipeline.note and "uniform+vtw" in section.terms
 
 
+def test_why_a_row_is_not_what_was_asked_for(comparison):
+    methods = "fastv:K=3,R=0.5,cdpruner,dycoke"
+    fastv, cdpruner, dycoke = compare(Settings(methods=methods, budget="40%", **WAYS), comparison[2]).sections[0].rows[3:]
+    assert "R=0.5 gave way to the budget" in fastv.note and "K=3" not in fastv.note
+    assert cdpruner.status == "refused" and "cdpruner:text_tower=DIRECTORY" in cdpruner.note
+    assert dycoke.status == "refused" and "No setting of 'dycoke' removes anything here: each costs 100%" in dycoke.note
+
+
 def test_answers_are_written_one_a_line(comparison, tmp_path):
     compare(Settings(methods="fastv:K=3", **SMALL), comparison[2], samples=tmp_path / "samples")
     files = sorted(path.name for path in (tmp_path / "samples").iterdir())

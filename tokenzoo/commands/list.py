@@ -63,7 +63,10 @@ def command(form: str) -> None:
         ]
     print_table(heads, lines)
     if zoo.failures:
-        click.echo(f"{len(zoo.failures)} could not be loaded: {', '.join(zoo.failures)}. Run 'tokenzoo plugins'.", err=True)
+        click.echo(
+            f"{len(zoo.failures)} cannot be used: {', '.join(zoo.failures)}. Run 'tokenzoo plugins' or 'tokenzoo show NAME'.",
+            err=True,
+        )
 
 
 def _published(method: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 @click.argument("method")
 def command(method: str) -> None:
     """Show a method: what it does, its parameters and presets, its paper and how faithful it is to it."""
+    from tokenzoo.errors import UserError
     from tokenzoo.zoo.describe import describe
     from tokenzoo.zoo.plugins import load_zoo
 
+    name = re.split("[:@+]", method)[0]
+    if name != method:
+        raise UserError(f"'{method}' is a method with its settings; show takes a method's name. Run 'tokenzoo show {name}'.")
     _print(describe(load_zoo(), method))
 
 

@@ -12,6 +12,7 @@ from tokenzoo.comparison.amounts import Amount
 from tokenzoo.comparison.plan import SectionPlan
 from tokenzoo.cost import Cost, architecture_of, price, price_trace, workload_of
 from tokenzoo.method.pipeline import Pipeline
+from tokenzoo.method.workload import Architecture
 from tokenzoo.numbers import percent, si
 
 #: Questions that a data-dependent method is set by, and how many settings are tried on them.
@@ -27,7 +28,7 @@ class Budget:
     amount: Amount
     cost: Callable[[Pipeline], float]
     unreduced: float
-    layers: int
+    architecture: Architecture
 
     @property
     def limit(self) -> float:
@@ -59,7 +60,7 @@ def budget_of(amount: Amount, plan: SectionPlan, unreduced: dict[str, Any], cali
         counts = found["visual_per_layer"]
         return sum(counts) / len(counts) if amount.quantity == "tokens" else found["llm_flops"]
 
-    return Budget(amount, cost, pick(price(architecture, workload, **options)), architecture.decoder.layers)
+    return Budget(amount, cost, pick(price(architecture, workload, **options)), architecture.decoder)
 
 
 def _mean_tokens(cost: Cost) -> float:

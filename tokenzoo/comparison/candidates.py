@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenzoo.comparison.budgets import TRIALS, Budget
-from tokenzoo.comparison.labels import label_of
+from tokenzoo.comparison.labels import changed, label_of
 from tokenzoo.comparison.plan import Methods
 from tokenzoo.comparison.rows import Status
 from tokenzoo.cost.matching import most_within
@@ -71,14 +71,17 @@ def within(methods: Methods, budget: Budget, on_failure: OnFailure) -> list[Cand
             continue
 
         def to_budget(method: Pipeline = method, text: str = text) -> Candidate:
+            method.check_model(budget.architecture)
             tries = 48 if method.fixed_schedule else TRIALS
-            found = most_within(method, budget.cost, budget.limit, budget.layers, tries, budget.describe)
+            found = most_within(method, budget.cost, budget.limit, budget.architecture.layers, tries, budget.describe)
             label, close = label_of(text, method, found.method), found.close_to(budget.limit)
-            note = ""
+            notes = []
             if not close:
                 why = "the nearest setting below the budget" if found.turned else "no knob to set it by"
-                note = f"costs {budget.describe(found.cost)} of {budget.describe(budget.limit)}: {why}"
-            return Candidate(label, found.method, note=note, budget=budget.amount.text, at_budget=close)
+                notes.append(f"costs {budget.describe(found.cost)} of {budget.describe(budget.limit)}: {why}")
+            if overruled := changed(text, method, found.method):
+                notes.append(f"{overruled} gave way to the budget (--as-published keeps it)")
+            return Candidate(label, found.method, note="; ".join(notes), budget=budget.amount.text, at_budget=close)
 
         candidates.append(_set(text, to_budget, on_failure, budget.amount.text))
     return _distinct(candidates)

@@ -9,10 +9,8 @@ from tokenzoo.method.reducer import TokenReducer, UnreachableError
 from tokenzoo.zoo.describe import value_as_written
 from tokenzoo.zoo.specification import parse
 
-#: Retentions that tell which parameters a method's knob turns.
-#: A depth at which every probe is some whole number of layers.
-DEPTH = 32
-PROBES = (0.9, 0.6, 0.3)
+#: Retentions that tell which parameters a method's knob turns, and a depth at which each is some whole number of layers.
+PROBES, DEPTH = (0.9, 0.6, 0.3), 32
 
 
 def label_of(written: str, built: Pipeline, set_to: Pipeline) -> str:
@@ -28,6 +26,17 @@ def label_of(written: str, built: Pipeline, set_to: Pipeline) -> str:
         preset = f"@{part.preset}" if part.preset else ""
         parts.append(f"{part.name}{preset}{':' if values else ''}{values}")
     return "+".join(parts)
+
+
+def changed(written: str, built: Pipeline, set_to: Pipeline) -> str:
+    """The parameters that were written and that setting the method changed: `R=0.75`; "" where there are none."""
+    parts = zip(parse(written), built.reducers, set_to.reducers, strict=True)
+    names = [(name, before, after) for part, before, after in parts for name in part.parameters]
+    return ", ".join(
+        f"{name}={short(before.parameters[name])}"
+        for name, before, after in names
+        if before.parameters[name] != after.parameters[name]
+    )
 
 
 def short(value: Any) -> str:

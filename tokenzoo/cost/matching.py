@@ -50,7 +50,12 @@ def most_within(
         return Match(method, own, turned=False)
     fitting = [candidate for candidate in found if candidate.cost <= limit]
     if not fitting:
-        least = min(found, key=lambda candidate: candidate.cost)
+        least, most = (pick(found, key=lambda candidate: candidate.cost) for pick in (min, max))
+        if len(found) > 1 and least.cost == most.cost:
+            raise UnreachableError(
+                f"No setting of '{method.name}' removes anything here: each costs {describe(least.cost)}, the budget is "
+                f"{describe(limit)}. 'tokenzoo list' says whether a method reduces images or videos."
+            )
         raise UnreachableError(f"Even {least.method} costs {describe(least.cost)}, the budget is {describe(limit)}.")
     return max(fitting, key=lambda candidate: candidate.cost)
 

@@ -8,7 +8,7 @@ from tokenzoo.errors import UserError
 from tokenzoo.method import accounting
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import UnreachableError
-from tokenzoo.method.workload import Workload
+from tokenzoo.method.workload import Architecture, Workload
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Pipeline:
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """The decoder layers after which any of the methods acts."""
         return tuple(sorted({layer for reducer in self.reducers for layer in reducer.layers(num_layers)}))
+
+    def check_model(self, architecture: Architecture) -> None:
+        """Raise UnsupportedError, before anything runs, where one of the methods cannot work on this model."""
+        for reducer in self.reducers:
+            reducer.check_model(architecture)
 
     def schedule(self, workload: Workload) -> list[int]:
         """Visual tokens entering each decoder layer; raises DataDependentError where the picture decides and none is recorded."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.workload import Architecture, Source
+from tokenzoo.zoo.errors import kept_from_ending, reason
 from tokenzoo.zoo.plugins import Plugin, Zoo
 from tokenzoo.zoo.registry import Method
 
@@ -59,8 +60,19 @@ class Description:
 
 
 def describe(zoo: Zoo, name: str) -> Description:
-    """Describe a method. Raises UserError for one that is unknown or failed to load."""
+    """Describe a method. Raises UserError for one that is unknown, failed to load, or fails when its declaration is asked."""
     cls = zoo.method(name)
+    try:
+        with kept_from_ending():
+            return _described(zoo, name, cls)
+    except UserError:
+        raise
+    except Exception as error:
+        zoo.failures[name] = f"its declaration fails: {reason(error)}"
+        raise UserError(f"Method '{name}' cannot be described: {zoo.failures[name]}") from error
+
+
+def _described(zoo: Zoo, name: str, cls: type[TokenReducer]) -> Description:
     entry = zoo.registry.methods.get(name, Method())
     documentation = inspect.cleandoc(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
     if documentation.startswith(f"{cls.__name__}("):  # what @dataclass writes where there is none
