@@ -14,7 +14,7 @@ from tokenzoo.host.families import BUILT_IN
 from tokenzoo.host.family import Family, Module, find_family
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.prompt import Span
-from tokenzoo.host.refusals import check_model, check_own_pruning
+from tokenzoo.host.refusals import check_model, check_own_pruning, check_scaling
 from tokenzoo.host.run import Run
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reducer import TokenReducer
@@ -33,6 +33,7 @@ def apply(
     observers: Sequence[Any] = (),
     questions: Sequence[str] | None = None,
     tokenizer: Any = None,
+    scaled: bool = False,
 ) -> Iterator[Run]:
     """Let `reducer` drop visual tokens in every `model(**inputs)` and `model.generate(**inputs)` of the block.
 
@@ -41,6 +42,8 @@ def apply(
     the batch, padding counted.
     `observers`: plugins that implement run-time hooks; they, and those that are installed, watch after the methods.
     `questions`: each sample's question in words, and `tokenizer`: the model's, for methods that read the question.
+
+    `scaled`: the inputs were made of pictures that a method's `picture_scale` has already made smaller.
 
     When the block ends, however it ends, the model is as it was. Raises UnsupportedError for a model family without
     adapter, a model in training mode, compiled or tensor parallel, a method that cannot work on this model, or a
@@ -64,6 +67,8 @@ def apply(
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(architecture)
+        if method.picture_scale != 1:
+            check_scaling(method.name, family, model, scaled)
     mrope = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
     methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
     run = Run(model, family, methods, visual, questions, tokenizer)

@@ -57,7 +57,7 @@ def test_rounds_are_interleaved_and_complete(model):
     done = []
     inputs = tiny_inputs(model, "single")
     methods = {"none": Idle(), "a": Keeper("a"), "b": Keeper("b")}
-    timed = time_methods(model, inputs, methods, rounds=3, new_tokens=3, on_round=done.append)
+    timed = time_methods(model, dict.fromkeys(methods, inputs), methods, rounds=3, new_tokens=3, on_round=done.append)
     assert done == [1, 2, 3]
     assert [len(one.rounds) for one in timed.values()] == [3, 3, 3]
     each_round = ["a"] * 3 + ["b"] * 3  # prefill, generate, and the pass with watched hooks
@@ -70,7 +70,8 @@ def test_rounds_are_interleaved_and_complete(model):
 
 def test_a_failing_method_is_named(model):
     with pytest.raises(MethodError) as error:
-        time_methods(model, tiny_inputs(model, "single"), {"none": Idle(), "bad": Failing()}, rounds=1)
+        methods = {"none": Idle(), "bad": Failing()}
+        time_methods(model, dict.fromkeys(methods, tiny_inputs(model, "single")), methods, rounds=1)
     assert error.value.method == "bad" and isinstance(error.value.__cause__, ZeroDivisionError)
     assert not model._forward_pre_hooks
 

@@ -40,12 +40,12 @@ def test_methods_stand_under_the_first_place_where_they_act(capsys, monkeypatch)
     monkeypatch.setenv("COLUMNS", "160")
     place, found = "", {}
     for line in listed(capsys).splitlines():
-        if line in ("No reduction", "Before the projector", "Before the LLM", "Inside the LLM"):
+        if line in ("No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM"):
             place = line
             found[place] = []
         elif place and line[:1].strip():
             found[place].append(line.split()[0])
-    assert list(found) == ["No reduction", "Before the projector", "Before the LLM", "Inside the LLM"]
+    assert list(found) == ["No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM"]
     assert found["No reduction"] == ["none"]
     assert {"aim", "prumerge", "visionzip"} <= set(found["Before the projector"])
     assert {"divprune", "holitom", "random"} <= set(found["Before the LLM"])
@@ -102,6 +102,7 @@ def test_text_aware_is_what_a_question_changes(name: str, asked) -> None:
         from tiny_clip import tiny_clip
 
         method = method.replace(text_tower=tiny_clip(128))
+    checkpoint = checkpoint.scaled(method.picture_scale)
     for question in questions:
         inputs = checkpoint.inputs([question])
         with apply(checkpoint.model, method, **checkpoint.words([question])) as run, torch.inference_mode():

@@ -63,7 +63,7 @@ def test_method(family: str, case: str, backend: str, method: str) -> None:
         assert not report.dropped
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+@pytest.mark.parametrize("method", [name for name in METHODS if build(name)[0].picture_scale == 1 and name != "none"])
 def test_every_method_drops_tokens_somewhere(method: str) -> None:
     reducers = build(method)
     cases = [("llava-onevision", "video"), *((family, "single") for family in FAMILIES)]

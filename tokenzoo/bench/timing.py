@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,25 +62,26 @@ def time_methods(
     warmup: int = 1,
     new_tokens: int = 8,
     on_round: Callable[[int], None] | None = None,
-    words: Mapping[str, Any] | None = None,
+    words: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Timed]:
-    """Time `model` on `inputs` with each of `methods` (name -> Pipeline or TokenReducer), interleaved.
+    """Time `model` with each of `methods` (name -> Pipeline or TokenReducer), interleaved.
 
-    `words`: `questions` and `tokenizer` of `tokenzoo.apply`, for methods that read the question. `on_round` is called with
-    the number of finished rounds. A method that raises ends the whole timing with a MethodError that names it: leave it out
-    and start anew, so that the rounds stay comparable.
+    `inputs` and `words` by the same names: what the model is called with, and what `tokenzoo.apply` is told. `on_round` is
+    called with the number of finished rounds. A method that raises ends the whole timing with a MethodError that names it:
+    leave it out and start anew, so that the rounds stay comparable.
     """
     device = model.device
+    words = words or {name: {} for name in methods}
     timed: dict[str, Timed] = {name: Timed([], None, platform.node()) for name in methods}
     for name, method in methods.items():
-        with _blaming(name), tokenzoo.apply(model, method, **words or {}):
+        with _blaming(name), tokenzoo.apply(model, method, **words[name]):
             for _ in range(warmup):
-                _generate(model, inputs, 2)
-            timed[name].peak_bytes = peak_bytes(lambda: _prefill(model, inputs), device)
+                _generate(model, inputs[name], 2)
+            timed[name].peak_bytes = peak_bytes(partial(_prefill, model, inputs[name]), device)
     for done in range(rounds):
         for name, method in methods.items():
             with _blaming(name):
-                timed[name].rounds.append(_one_round(model, inputs, method, new_tokens, words or {}))
+                timed[name].rounds.append(_one_round(model, inputs[name], method, new_tokens, words[name]))
         if on_round is not None:
             on_round(done + 1)
     return timed

@@ -71,6 +71,7 @@ def command(
     checkpoint = load(model, dtype, device=device, trust_remote_code=trust_remote_code, allow_missing=allow_missing)
     if knows(model):
         click.echo(f"Note: {knows(model)}", err=True)
+    checkpoint = checkpoint.scaled(pipeline.picture_scale)
     inputs = checkpoint.inputs([asked])
     longest = max_new_tokens or checkpoint.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
     with apply(checkpoint.model, pipeline, **checkpoint.words([asked])) as run, torch.inference_mode():

@@ -46,6 +46,7 @@ def command(
     if knows(checkpoint.name):
         click.echo(f"Note: {knows(checkpoint.name)}", err=True)
     asked = Question("command line", question, pictures, shown)
+    checkpoint = checkpoint.scaled(pipeline.picture_scale)
     inputs = checkpoint.inputs([asked])
     with apply(checkpoint.model, pipeline, **checkpoint.words([asked])) as run, torch.inference_mode():
         checkpoint.model(**inputs, logits_to_keep=1)

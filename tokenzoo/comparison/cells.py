@@ -38,8 +38,9 @@ def accuracy_part(
     `records` are the different ones, and `record_of` says which of them each question has.
     """
     answers: list[dict[str, Any]] = []
+    checkpoint = checkpoint.scaled(method.picture_scale)
     recorder = Recorder(checkpoint, method)
-    with tokenzoo.apply(checkpoint.model, method, tokenizer=checkpoint.tokenizer) as run:
+    with tokenzoo.apply(checkpoint.model, method, **checkpoint.words(())) as run:
         for batch in batches(checkpoint, questions, batch_size):
             run.questions = [question.prompt for question in batch]
             answers += [asdict(prediction) for prediction in predict(checkpoint, batch, batch_size, max_new_tokens)]
@@ -164,8 +165,9 @@ def timing_cell(
     on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Time all methods on one question, batch size 1, interleaved."""
-    inputs = checkpoint.inputs([question])
-    words = checkpoint.words([question])
+    asked = {name: checkpoint.scaled(method.picture_scale) for name, method in methods.items()}
+    inputs = {name: one.inputs([question]) for name, one in asked.items()}
+    words = {name: one.words([question]) for name, one in asked.items()}
     timed = time_methods(checkpoint.model, inputs, methods, rounds, new_tokens=new_tokens, on_round=on_round, words=words)
     return {name: asdict(found) for name, found in timed.items()}
 

@@ -106,7 +106,7 @@ def _counts(row: Row, one: Measured, none: Measured | None) -> None:
         sum(column) / sum(_weights(one)) for column in zip(*(_weighted(one, "visual_per_layer")), strict=True)
     ]
     row.visual_tokens = sum(row.tokens_per_layer) / len(row.tokens_per_layer)
-    row.visual_share = row.visual_tokens / _total(one, "unreduced")
+    row.visual_share = row.visual_tokens / _total(none or one, "unreduced")
     row.flops, row.llm_flops, row.kv_bytes = (_total(one, name) for name in ("flops", "llm_flops", "kv_bytes"))
     if none is not None and none.cells.keys() >= one.cells.keys():
         row.llm_share = row.llm_flops / _total(none, "llm_flops")

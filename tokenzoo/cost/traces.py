@@ -9,7 +9,7 @@ from typing import Any
 from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
 from tokenzoo.cost.costs import Cost
 from tokenzoo.cost.pricing import Schedulable, price_tokens
-from tokenzoo.cost.vision import Grid, square_grid
+from tokenzoo.cost.vision import Grid, encoder_grids, square_grid
 from tokenzoo.errors import UserError
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
 from tokenzoo.method.workload import Architecture, Recorded, RecordedSource, Workload
@@ -65,8 +65,8 @@ def _grids(model: ModelArchitecture, record: SourceTrace, scale: float) -> list[
     """The grids of the views that enter the vision tower; the real ones where the tower depends on them."""
     views = record.source.before_projector
     if scale == 1.0 and [height * width for height, width in record.grids] == list(views):
-        return list(record.grids)
-    return [square_grid(round(tokens * scale)) for tokens in views]
+        return encoder_grids(record.source, record.grids)
+    return encoder_grids(record.source, [square_grid(round(tokens * scale)) for tokens in views])
 
 
 def recorded_run(sample: SampleTrace) -> Recorded:

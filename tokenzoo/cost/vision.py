@@ -16,7 +16,7 @@ from tokenzoo.cost.architecture import ModelArchitecture, Projector, VisionTower
 from tokenzoo.cost.exact import attention, elementwise
 from tokenzoo.cost.operations import Operation, Step, linear
 from tokenzoo.errors import UserError
-from tokenzoo.method.workload import Workload
+from tokenzoo.method.workload import Source, Workload
 
 Grid = tuple[int, int]
 
@@ -31,10 +31,19 @@ def view_grids(workload: Workload, grids: Sequence[Grid] | None = None) -> list[
     """The grid of every view before the projector, in tokens; without `grids` each is taken as near to a square."""
     counts = [tokens for source in workload.sources for tokens in source.before_projector]
     if grids is None:
-        return [square_grid(tokens) for tokens in counts]
-    if [height * width for height, width in grids] != counts:
+        grids = [square_grid(tokens) for tokens in counts]
+    elif [height * width for height, width in grids] != counts:
         raise UserError(f"The grids {list(grids)} do not have the {counts} tokens of the workload's views.")
-    return list(grids)
+    remaining = iter(grids)
+    return [
+        grid for source in workload.sources for grid in encoder_grids(source, [next(remaining) for _ in source.before_projector])
+    ]
+
+
+def encoder_grids(source: Source, grids: Sequence[Grid]) -> list[Grid]:
+    """The grids of a source's views in what the encoder's own merging leaves, where its tokens were pooled once more."""
+    pooled = math.isqrt(source.merged or 1)
+    return [(height * pooled, width * pooled) for height, width in grids]
 
 
 def vision_tower(model: ModelArchitecture, grids: Sequence[Grid], width: int) -> list[Operation]:
@@ -83,10 +92,7 @@ class _Tokens:
 
     def __init__(self, tower: VisionTower, grid: Grid) -> None:
         self.tower, self.grid = tower, grid
-        if tower.kind == "vit":
-            self.patches = (tower.image_size // tower.patch) ** 2
-        else:
-            self.patches = grid[0] * grid[1] * tower.merge**2
+        self.patches = grid[0] * grid[1] * tower.merge**2
         self.rows = self.patches + tower.class_token
 
     def spans(self, layer: int) -> list[int]:

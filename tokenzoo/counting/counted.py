@@ -182,7 +182,7 @@ def _applied(model: nn.Module, reducers: Sequence[TokenReducer], meter: _MethodM
         return nullcontext()
     from tokenzoo import apply
 
-    return apply(model, [meter.watch(reducer) for reducer in reducers], visual=visual)
+    return apply(model, [meter.watch(reducer) for reducer in reducers], visual=visual, scaled=True)
 
 
 def _total(counts: Mapping[str, Any], kind: str) -> int:

@@ -98,6 +98,14 @@ class Family(ABC):
     def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         """The images ("image") or videos ("video") of one forward call, in order."""
 
+    def takes_smaller_pictures(self, model: Module) -> bool:
+        """Whether a smaller picture gives fewer tokens."""
+        return False
+
+    def position_table(self, model: Module) -> Module | None:
+        """The encoder's embeddings, whose forward takes `interpolate_pos_encoding`, where smaller pictures need it; else None."""
+        return None
+
     def token_id(self, model: Module, kind: str) -> int | None:
         """The placeholder's token id for "image" or "video"; None where the model has no such input."""
         return getattr(model.config, f"{kind}_token_id", None)

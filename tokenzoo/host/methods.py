@@ -30,6 +30,7 @@ class Methods:
         self.acting = sorted(frozenset().union(*self.layers))
         self.enters = any(method.enters for method in self.methods)
         self.reduces_early = any(method.enters and method.implements("early") for method in self.methods)
+        self.scales_pictures = any(method.picture_scale != 1 for method in self.methods)
         self.entry_policies: list[PositionPolicy] = [method.entry_positions for method in self.methods]
 
     @property

@@ -11,7 +11,7 @@ from transformers.cache_utils import StaticCache
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.entry import Entry
-from tokenzoo.host.family import Module
+from tokenzoo.host.family import Family, Module
 from tokenzoo.host.masks import BACKENDS
 from tokenzoo.host.prompt import Prompt
 
@@ -23,6 +23,20 @@ def check_own_pruning(model: Module) -> None:
         raise UnsupportedError(
             f"This '{model.config.model_type}' model drops visual tokens by itself (video_pruning_rate={rate}), so no method "
             "would be compared fairly on it. Set config.video_pruning_rate = 0."
+        )
+
+
+def check_scaling(method: str, family: Family, model: Module, scaled: bool) -> None:
+    """A method that makes pictures smaller needs a model to which that makes a difference, and inputs made so."""
+    if not family.takes_smaller_pictures(model):
+        raise UnsupportedError(
+            f"'{method}' makes pictures smaller, and {type(model).__name__} makes all of one size again: nothing would be saved. "
+            " Choose a method that reduces tokens; 'tokenzoo list' shows them."
+        )
+    if not scaled:
+        raise UnsupportedError(
+            f"'{method}' acts on pictures before inputs are made of them. Make the inputs of smaller pictures, as "
+            "Checkpoint.scaled(scale).inputs(questions) does, and pass scaled=True."
         )
 
 

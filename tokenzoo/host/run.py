@@ -73,6 +73,9 @@ class Run:
             keep(outer.register_forward_hook(self._end_call, always_call=True))
             if hasattr(outer, "generate"):
                 at_end(watch(outer, "generate", self._generate))
+        table = self.family.position_table(self.model) if self.methods.scales_pictures else None
+        if table is not None:
+            keep(table.register_forward_pre_hook(_interpolate, with_kwargs=True))
         if self.vision is not None:
             assert self.root is not None
             keep(self.root.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -298,6 +301,11 @@ class Run:
             raise UnsupportedError("No prefill has run yet: call the model inside the 'with' block, then read the trace.")
         self.settle()
         return build_trace(len(self.decoder.layers), self.prefill)
+
+
+def _interpolate(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A smaller picture takes the encoder's position embeddings from between those of the full size."""
+    return args, {**kwargs, "interpolate_pos_encoding": True}
 
 
 def _cached(call: dict[str, Any]) -> int:

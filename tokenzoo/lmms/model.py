@@ -62,7 +62,8 @@ class Tokenzoo(lmms):
             raise UserError(f"--batch_size '{batch_size}': the model 'tokenzoo' takes a number from 1.")
         self.batch_size, self.frames, self.watch = int(batch_size), int(frames), watch
         self.method = method if isinstance(method, Pipeline) else load_zoo().build(str(method).replace(";", ","))
-        self.checkpoint = checkpoint or load(str(pretrained), dtype, attention, device or _own_device())
+        loaded = checkpoint or load(str(pretrained), dtype, attention, device or _own_device())
+        self.checkpoint = loaded.scaled(self.method.picture_scale)
 
     @property
     def device(self) -> torch.device:

@@ -134,6 +134,9 @@ def structural_left(source: Source) -> int:
 
 def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:
     """`entry_account` of each image and video of a workload."""
+    scaling = next((method for method in methods if method.picture_scale != 1), None)
+    if scaling is not None and workload.recorded is None and workload.sources:
+        raise DataDependentError(f"'{scaling.name}' makes pictures smaller, and the model's processor decides their tokens.")
     recorded: Sequence[RecordedSource | None] = workload.recorded.sources if workload.recorded else [None] * len(workload.sources)
     pairs = zip(workload.sources, recorded, strict=True)
     return [entry_account(methods, source, workload.architecture, known) for source, known in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tokenzoo.errors import UserError
@@ -35,6 +36,11 @@ class Pipeline:
     def fixed_schedule(self) -> bool:
         """Whether the token counts are known without seeing the picture."""
         return accounting.is_fixed(self.reducers)
+
+    @property
+    def picture_scale(self) -> float:
+        """What each side of a picture or frame is multiplied by before the model's processor sees it."""
+        return math.prod(reducer.picture_scale for reducer in self.reducers)
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """The decoder layers after which any of the methods acts."""

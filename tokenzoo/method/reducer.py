@@ -56,6 +56,17 @@ class TokenReducer:
     def check_model(self, architecture: Architecture) -> None:
         """Raise UnsupportedError, before anything runs, where this method cannot work on this model."""
 
+    # --- before the encoder -------------------------------------------------------------------------------------
+
+    @property
+    def picture_scale(self) -> float:
+        """What each side of a picture or frame is multiplied by before the model's processor sees it; 1 leaves it as it is.
+
+        Inputs are made outside the model, so a method that scales is applied with `tokenzoo.apply(..., scaled=True)` to inputs
+        that were made so. The processor then decides how many tokens there are.
+        """
+        return 1.0
+
     # --- before the LLM -----------------------------------------------------------------------------------------
 
     def early(self, source: Source, architecture: Architecture) -> bool:

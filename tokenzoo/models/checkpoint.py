@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from tokenzoo.models.names import (
     video_token_of,
 )
 from tokenzoo.models.question import Question
+from tokenzoo.models.resolution import smaller, smaller_square
 
 __all__ = ["CHECKPOINTS", "DTYPES", "EMBEDDED", "Checkpoint", "knows", "load", "read_image", "read_video"]
 
@@ -39,6 +40,7 @@ class Checkpoint:
 
     ``processor`` is None where it cannot be built (LLaVA-OneVision and Qwen2-VL without torchvision); ``image_processor`` and
     ``tokenizer`` then do its work. ``folder`` holds the files it was loaded from, None where it was made in memory.
+    ``picture_scale`` is what each side of a picture or frame is multiplied by before the processor sees it.
     ``elsewhere`` is what another process told of the model where it runs there: ``model`` has a config then, no weights.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     processor: Any = None
     image_processor: Any = None
     folder: Path | None = None
+    picture_scale: float = 1.0
     elsewhere: dict[str, Any] | None = None
 
     @property
@@ -62,17 +65,27 @@ class Checkpoint:
         """
         for question in questions:
             self.check(question)
+        options: dict[str, Any] = {}
+        if self.picture_scale != 1 and self.model.config.model_type == "llava":
+            options = smaller_square(self.model.config, self.processor.image_processor, self.picture_scale)
+        elif self.picture_scale != 1:
+            questions = smaller(questions, self.picture_scale)
         if self.processor is not None:
-            made = with_processor(self.processor, questions)
+            made = with_processor(self.processor, questions, options)
         else:
             made = without_processor(self.model, self.tokenizer, self.image_processor, questions)
         made.pop("token_type_ids", None)
         placed = {name: value.to(self.model.device) for name, value in made.items()}
         return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in placed.items()}
 
+    def scaled(self, scale: float) -> Checkpoint:
+        """The same model, asked about pictures and frames whose sides are `scale` times as long."""
+        return self if scale == self.picture_scale else replace(self, picture_scale=scale)
+
     def words(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What `tokenzoo.apply` takes for methods that read the questions' words."""
-        return {"questions": [question.prompt for question in questions], "tokenizer": self.tokenizer}
+        """What `tokenzoo.apply` is told beside the inputs: the questions' words, and whether the pictures are smaller ones."""
+        prompts = [question.prompt for question in questions]
+        return {"questions": prompts, "tokenizer": self.tokenizer, "scaled": self.picture_scale != 1}
 
     def check(self, question: Question) -> None:
         """Raise UserError where the model takes no videos, or the question holds a word that stands for a picture."""

@@ -49,8 +49,10 @@ def prompt_text(question: Question, templated: Any, image_token: str, video_toke
     return DEFAULT_TEMPLATE.format(media=media, prompt=question.prompt)
 
 
-def with_processor(processor: Any, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-    """Inputs from a complete processor, left padded."""
+def with_processor(
+    processor: Any, questions: Sequence[Question], image_options: dict[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
+    """Inputs from a complete processor, left padded; `image_options` are for its image processor."""
     processor.tokenizer.padding_side = "left"
     image_token = getattr(processor, "image_token", "<image>")
     video_token = getattr(processor, "video_token", "<video>")
@@ -62,6 +64,8 @@ def with_processor(processor: Any, questions: Sequence[Question]) -> dict[str, t
     videos = [np.stack([np.asarray(frame) for frame in question.video]) for question in questions if question.video]
     if videos:
         media["videos"] = videos
+    if image_options:
+        media["images_kwargs"] = image_options
     return dict(processor(text=texts, padding=True, return_tensors="pt", **media))
 
 

@@ -31,7 +31,14 @@ def run(lab: Lab) -> Study:
     lab.runner.progress.expect(ROUNDS)
     lab.runner.progress.say("timing")
     words, advance = lab.plan.checkpoint.words([question]), lab.runner.progress.advance
-    timed = time_methods(lab.plan.checkpoint.model, inputs, methods, ROUNDS, on_round=lambda done: advance(1), words=words)
+    timed = time_methods(
+        lab.plan.checkpoint.model,
+        dict.fromkeys(methods, inputs),
+        methods,
+        ROUNDS,
+        on_round=lambda done: advance(1),
+        words=dict.fromkeys(methods, words),
+    )
     table: list[list[str]] = []
     data: list[dict[str, Any]] = []
     for name in names:

@@ -20,7 +20,7 @@ from tokenzoo.zoo.registry import Method
 
 _NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
 #: Where a method can act, in the order of a forward pass.
-PLACES = ("before the projector", "before the LLM", "inside the LLM")
+PLACES = ("before the encoder", "before the projector", "before the LLM", "inside the LLM")
 #: What a method's declaration is asked about: a picture and a video of LLaVA-1.5's size.
 EXAMPLES: dict[Literal["image", "video"], tuple[int, ...]] = {"image": (576,), "video": (576,) * 8}
 EXAMPLE = Architecture(
@@ -176,14 +176,16 @@ def first_sentence(text: str) -> str:
 def _places(method: TokenReducer) -> tuple[str, ...]:
     """Where a method acts."""
     early = method.enters and method.implements("early")
-    acts = (early, method.enters and not early, method.acts_inside)
+    acts = (method.picture_scale != 1, early, method.enters and not early, method.acts_inside)
     return tuple(place for place, there in zip(PLACES, acts, strict=True) if there)
 
 
 def _reduces(method: TokenReducer) -> tuple[str, ...]:
     """Of which kinds of pictures its declaration leaves fewer tokens; inside the LLM it is not told the kind."""
     return tuple(
-        kind for kind, views in EXAMPLES.items() if method.acts_inside or (method.enters and _leaves_fewer(method, kind, views))
+        kind
+        for kind, views in EXAMPLES.items()
+        if method.acts_inside or method.picture_scale != 1 or (method.enters and _leaves_fewer(method, kind, views))
     )
 
 
@@ -209,6 +211,8 @@ def _budget(method: TokenReducer) -> str:
 
 
 def _families(method: TokenReducer) -> str:
+    if method.picture_scale != 1:
+        return "those that take pictures of several sizes: LLaVA-1.5, Qwen-VL"
     if method.implements("encoder_layers"):
         return "all multimodal families (reads the vision encoder)"
     return "all families, bare decoders included"

@@ -41,6 +41,12 @@ class Llava(Family):
         tower = self.root(model).vision_tower
         return getattr(tower, "head", None) if getattr(tower, "use_head", False) else None
 
+    def takes_smaller_pictures(self, model: Module) -> bool:
+        return self.name == "llava"
+
+    def position_table(self, model: Module) -> Module | None:
+        return getattr(self.root(model).vision_tower, "embeddings", None)
+
     def patch_grid(self, model: Module) -> tuple[int, int]:
         """Rows and columns of patches of one encoder view."""
         vision = model.config.vision_config
@@ -52,6 +58,9 @@ class Llava(Family):
         if kind == "video" or pixels is None:
             return []
         grid = self.patch_grid(model)
+        if self.takes_smaller_pictures(model):
+            patch = model.config.vision_config.patch_size
+            grid = int(pixels.shape[-2]) // patch, int(pixels.shape[-1]) // patch  # tensors where fvcore traces the call
         cls = int(strategy(model, call) == "full" and self.has_cls(model))
         return [with_cls("image", grid, 1, cls)] * len(pixels)
 

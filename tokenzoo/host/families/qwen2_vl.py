@@ -22,6 +22,9 @@ class Qwen2VL(Family):
     model_types = ("qwen2_vl", "qwen2_5_vl")
     mrope = True
 
+    def takes_smaller_pictures(self, model: Module) -> bool:
+        return True
+
     def decoder(self, model: Module) -> Module:
         return self.root(model).language_model
 
