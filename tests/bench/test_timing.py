@@ -10,8 +10,17 @@ import torch
 
 from tokenzoo import TokenReducer
 from tokenzoo.bench.memory import peak_bytes
-from tokenzoo.bench.timing import MethodError, environment, milliseconds, time_methods, watch_hooks
+from tokenzoo.bench.timing import (
+    MethodError,
+    devices_of,
+    environment,
+    machine_name,
+    milliseconds,
+    time_methods,
+    watch_hooks,
+)
 from tokenzoo.testing import tiny_inputs, tiny_model
+from tokenzoo.testing.emulated import emulated_devices, on_device
 
 ORDER: list[str] = []
 
@@ -97,3 +106,81 @@ def test_milliseconds_and_environment(model):
     found = environment(model)
     assert found["dtype"] == "float32" and found["attention"] in ("sdpa", "eager") and found["threads"] >= 1
     assert found["machine"]
+
+
+class Gpu:
+    """What torch offers for a kind of GPU, with a clock of its own for each of two of them."""
+
+    def __init__(self) -> None:
+        self.clocks = {0: 0.0, 1: 0.0}
+        self.held = {0: 100, 1: 200}
+        self.most = dict(self.held)
+        outer = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self, stream: int) -> None:
+                self.at = outer.clocks[stream]
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at - self.at
+
+            def synchronize(self) -> None: ...
+
+        self.Event = Event
+
+    def current_stream(self, device: torch.device) -> int:
+        return device.index
+
+    def synchronize(self, device: torch.device) -> None: ...
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.most[device.index] = self.held[device.index]
+
+    def memory_allocated(self, device: torch.device) -> int:
+        return self.held[device.index]
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return self.most[device.index]
+
+    def get_device_name(self, device: torch.device) -> str:
+        return "H100" if device.index < 2 else "A100"
+
+    def work(self, number: int, time: float, memory: int) -> None:
+        self.clocks[number] += time
+        self.most[number] = max(self.most[number], self.held[number] + memory)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Gpu:
+    made = Gpu()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: made)
+    return made
+
+
+def test_a_gpu_is_measured_by_its_own_clock_and_allocator(gpu):
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    assert milliseconds(lambda: gpu.work(1, 7.0, 40), second) == 7.0
+    assert milliseconds(lambda: gpu.work(1, 7.0, 40), first) == 0.0
+    assert peak_bytes(lambda: gpu.work(1, 7.0, 40), second) == 40
+
+    def both():
+        gpu.work(0, 1.0, 30)
+        gpu.work(1, 1.0, 5)
+
+    assert peak_bytes(both, first, second) == 35
+
+
+def test_several_gpus_are_named(gpu):
+    devices = [torch.device("cuda", number) for number in (0, 1, 2)]
+    assert machine_name(*devices) == "2 x H100, A100"
+
+
+def test_the_devices_of_a_model_are_named():
+    with emulated_devices():
+        model = on_device(tiny_model("llava", layers=4), 0, lm_head=1)
+        assert list(map(str, devices_of(model))) == ["emulated:0", "emulated:1"]
+        assert environment(model)["device"] == "emulated:0, emulated:1"
+        assert milliseconds(lambda: None, *devices_of(model)) < 1000 and peak_bytes(lambda: None, *devices_of(model)) is None

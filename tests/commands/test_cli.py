@@ -65,6 +65,7 @@ def test_help_lists_every_command_without_importing_one() -> None:
         (["check", "nothing.py"], "there is no file"),
         (["--registry", "nothing.yaml", "list"], "Error: Cannot read registry 'nothing.yaml': No such file"),
         (["check", "aim", "--family", "lava"], "Did you mean 'llava'?"),
+        (["check", "aim", "--device", "cuda:99"], "Error: There is no device 'cuda:99' here. Choose cpu"),
         (["new", "My Method"], "is no method name"),
         (["new", "aim"], "The name 'aim' is taken by tokenzoo"),
     ],

@@ -11,22 +11,30 @@ from typing import Any
 import torch
 
 
-def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Run `work` and return the most tensor memory it held at once; None where the device cannot tell.
+def peak_bytes(work: Callable[[], Any], *devices: torch.device) -> int | None:
+    """Run `work` and return the most tensor memory it held at once; None where a device cannot tell.
 
-    CUDA's allocator keeps that figure itself. On the CPU, torch's profiler reports every allocation, and the highest sum
-    of them is taken: resident set size would not do, since freed memory stays with the process.
+    A GPU's allocator keeps that figure itself; of several GPUs it is the sum of what each held at its own worst moment. On
+    the CPU, torch's profiler reports every allocation, and the highest sum of them is taken: resident set size would not
+    do, since freed memory stays with the process.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    if device.type == "cpu":
+    if all(device.type == "cpu" for device in devices):
         return _peak_by_profiler(work)
-    return None
+    allocators = [(torch.get_device_module(device), device) for device in devices if device.type != "cpu"]
+    if not all(hasattr(allocator, "max_memory_allocated") for allocator, _ in allocators):
+        return None
+    before = []
+    for allocator, device in allocators:
+        allocator.synchronize(device)
+        allocator.reset_peak_memory_stats(device)
+        before.append(allocator.memory_allocated(device))
+    result = work()
+    for allocator, device in allocators:
+        allocator.synchronize(device)
+    del result  # only now: what it returns (the cache) was held while it ran
+    return sum(
+        allocator.max_memory_allocated(device) - held for (allocator, device), held in zip(allocators, before, strict=True)
+    )
 
 
 def _peak_by_profiler(work: Callable[[], Any]) -> int | None:

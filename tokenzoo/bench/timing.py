@@ -3,7 +3,8 @@
 Warm-up first; then rounds over all methods (A B C, A B C, ...), so that a machine that grows slower hits all alike, and
 ratios are taken within a round. Of each method and round: the prefill alone, the time to the first token and per decoded
 token of a real `generate`, and, in a pass of its own that does not disturb these, the time inside the method's own hooks.
-CUDA work is timed with events and waited for; on the CPU the clock is `time.perf_counter`.
+Work on one GPU is timed with that GPU's events and waited for; else the clock is `time.perf_counter`, and every device is waited
+for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import copy
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,14 +72,14 @@ def time_methods(
     called with the number of finished rounds. A method that raises ends the whole timing with a MethodError that names it:
     leave it out and start anew, so that the rounds stay comparable.
     """
-    device = model.device
+    devices = devices_of(model)
     words = words or {name: {} for name in methods}
     timed: dict[str, Timed] = {name: Timed([], None, platform.node()) for name in methods}
     for name, method in methods.items():
         with _blaming(name), tokenzoo.apply(model, method, **words[name]):
             for _ in range(warmup):
                 _generate(model, inputs[name], 2)
-            timed[name].peak_bytes = peak_bytes(partial(_prefill, model, inputs[name]), device)
+            timed[name].peak_bytes = peak_bytes(partial(_prefill, model, inputs[name]), *devices)
     for done in range(rounds):
         for name, method in methods.items():
             with _blaming(name):
@@ -97,37 +99,50 @@ def _blaming(method: str) -> Iterator[None]:
 
 def _one_round(model: Any, inputs: Mapping[str, Any], method: Any, new_tokens: int, words: Mapping[str, Any]) -> Round:
     with tokenzoo.apply(model, method, **words):
-        prefill = milliseconds(lambda: _prefill(model, inputs), model.device)
+        prefill = milliseconds(lambda: _prefill(model, inputs), *devices_of(model))
         first, per_token = _generate(model, inputs, new_tokens)
-    watched, spent = watch_hooks(method, model.device)
+    watched, spent = watch_hooks(method, *devices_of(model))
     with tokenzoo.apply(model, watched, **words):
         _prefill(model, inputs)
     return Round(prefill, first, per_token, sum(spent))
 
 
-def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Run `work` once and return how long it took, all its GPU work included."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        start.record()
+def milliseconds(work: Callable[[], Any], *devices: torch.device) -> float:
+    """Run `work` once and return how long it took, all its work on `devices` included."""
+    synchronize(*devices)
+    if len(devices) == 1 and is_gpu(devices[0]):
+        gpu = torch.get_device_module(devices[0])
+        stream = gpu.current_stream(devices[0])  # of that GPU, whichever is the current one
+        start, end = gpu.Event(enable_timing=True), gpu.Event(enable_timing=True)
+        start.record(stream)
         work()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return start.elapsed_time(end)
-    synchronize(device)
     began = time.perf_counter()
     work()
-    synchronize(device)
+    synchronize(*devices)
     return (time.perf_counter() - began) * 1000
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def is_gpu(device: torch.device) -> bool:
+    """Whether it is of a kind that has a name, and events that tell its own time."""
+    return device.type in ("cuda", "xpu")
+
+
+def synchronize(*devices: torch.device) -> None:
+    """Wait until the devices have done what they were given."""
+    for device in devices:
+        module = torch.get_device_module(device)
+        if device.type == "mps":
+            module.synchronize()
+        elif device.type != "cpu" and hasattr(module, "synchronize"):
+            module.synchronize(device)
+
+
+def devices_of(model: Any) -> list[torch.device]:
+    """The devices that hold a model's weights, in the order in which the weights are met."""
+    return list(dict.fromkeys(parameter.device for parameter in model.parameters())) or [model.device]
 
 
 @torch.inference_mode()
@@ -138,8 +153,9 @@ def _prefill(model: Any, inputs: Mapping[str, Any]) -> Any:
 @torch.inference_mode()
 def _generate(model: Any, inputs: Mapping[str, Any], new_tokens: int) -> tuple[float, float]:
     """Milliseconds to the first new token, and per token after it."""
-    clock = _TokenClock(model.device)
-    synchronize(model.device)
+    devices = devices_of(model)
+    clock = _TokenClock(devices)
+    synchronize(*devices)
     began = time.perf_counter()
     model.generate(**inputs, streamer=clock, do_sample=False, num_beams=1, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
     first, last = clock.times[1], clock.times[-1]
@@ -150,26 +166,26 @@ def _generate(model: Any, inputs: Mapping[str, Any], new_tokens: int) -> tuple[f
 class _TokenClock(BaseStreamer):
     """Notes when `generate` hands over the prompt (first) and each new token."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.devices = devices
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        synchronize(self.device)
+        synchronize(*self.devices)
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
         pass
 
 
-def watch_hooks(method: Any, device: torch.device) -> tuple[Any, list[float]]:
+def watch_hooks(method: Any, *devices: torch.device) -> tuple[Any, list[float]]:
     """A copy of a Pipeline or TokenReducer whose hooks note how long they take, and the list they note it in (ms)."""
     spent: list[float] = []
 
     def timed(hook: Callable[..., Any]) -> Callable[..., Any]:
         def call(*seen: Any) -> Any:
             result: list[Any] = []
-            spent.append(milliseconds(lambda: result.append(hook(*seen)), device))
+            spent.append(milliseconds(lambda: result.append(hook(*seen)), *devices))
             return result[0]
 
         return call
@@ -199,14 +215,21 @@ def environment(model: Any = None) -> dict[str, Any]:
         "transformers": transformers.__version__,
     }
     if model is not None:
-        if model.device.type == "cuda":
-            found["machine"] = torch.cuda.get_device_name(model.device)
+        devices = devices_of(model)
+        found["machine"] = machine_name(*devices)
+        if any(device.type == "cuda" for device in devices):
             found["cuda"] = torch.version.cuda
         config = model.config.get_text_config()
-        found["device"] = str(model.device)
+        found["device"] = ", ".join(map(str, devices))
         found["dtype"] = str(model.dtype).removeprefix("torch.")
         found["attention"] = getattr(config, "_attn_implementation", None) or "unknown"
     return found
+
+
+def machine_name(*devices: torch.device) -> str:
+    """The GPUs' names, with their number where there are several of one; the processor's where there is no GPU."""
+    counted = Counter(torch.get_device_module(device).get_device_name(device) for device in devices if is_gpu(device)).items()
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counted) or processor_name()
 
 
 def processor_name() -> str:

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+#: The number formats that tiny models can be checked in.
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 
 @click.command()
 @click.argument("target")
@@ -18,9 +21,13 @@ import click
     metavar="NAME",
     help="Check on this family (default: seven that differ most). May be repeated.",
 )
-@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Attention backend: sdpa or eager (both).")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME", help="Attention backend: sdpa or eager (both), or flash_attention_2."
+)
+@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... (cpu).")
+@click.option("--dtype", metavar="NAME", default="float32", help="float32, float64, bfloat16 or float16 (float32).")
 @click.option("--all", "everything", is_flag=True, help="Print every finding, not just the first of each kind.")
-def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], everything: bool) -> None:
+def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], device: str, dtype: str, everything: bool) -> None:
     """Test a method (a FILE, or a method's name with parameters) on tiny random models of the families.
 
     Exit code 0: every guarantee holds; 1: at least one does not, and the findings say which and where.
@@ -29,19 +36,25 @@ def command(target: str, families: tuple[str, ...], backends: tuple[str, ...], e
     from rich.console import Console
 
     from tokenzoo.errors import FailedError, unknown
-    from tokenzoo.testing.check import BACKENDS, check_all
+    from tokenzoo.lazy import torch
+    from tokenzoo.testing.check import BACKENDS, FLASH, check_all, check_place
     from tokenzoo.testing.findings import Finding
-    from tokenzoo.testing.models import FAMILIES, USUAL
+    from tokenzoo.testing.models import FAMILIES, USUAL, Place
 
-    for given, known in ((families, FAMILIES), (backends, BACKENDS)):
+    for given, known in ((families, FAMILIES), (backends, (*BACKENDS, *FLASH)), ((dtype,), DTYPES)):
         for name in given:
             if name not in known:
-                raise unknown("family" if known is FAMILIES else "backend", name, known, "tokenzoo check --help")
+                what = "family" if known is FAMILIES else "dtype" if known is DTYPES else "backend"
+                raise unknown(what, name, known, "tokenzoo check --help")
+    place = Place(device, getattr(torch, dtype))
+    check_place(place, backends)
     findings = [failure] if failure else []
     for method in methods:
         with Console(stderr=True).status(method.name) as status:
-            result = check_all(method, families or USUAL, backends or BACKENDS, status.update)
-        click.echo(f"{method.name}: {result.runs} runs on {len(families or USUAL)} model families.")
+            result = check_all(method, families or USUAL, backends or BACKENDS, status.update, place)
+        click.echo(f"{method.name}: {result.runs} runs on {len(families or USUAL)} model families, {place}.")
+        for note in result.notes:
+            click.echo(f"  {note}")
         for family, why in result.unsupported.items():
             click.echo(f"  not on {family}, refused by the method: {why}")
         findings += result.findings

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tokenzoo.bench.timing import MethodError, processor_name
+from tokenzoo.bench.timing import MethodError, machine_name
 from tokenzoo.comparison.plan import LoadedModels
 from tokenzoo.comparison.settings import Settings
 from tokenzoo.comparison.work import Work
@@ -90,13 +90,14 @@ class Worker:
                  variables: Mapping[str, str]) -> None:  # fmt: skip
         os.environ.update(variables)
         configure(plugins, registries)
-        self.models = LoadedModels(Settings.model_validate(settings))
+        self.settings = Settings.model_validate(settings)
+        self.models = LoadedModels(self.settings)
 
     def place(self) -> Place:
         import ray
 
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
-        return Place(platform.node(), ray.get_runtime_context().get_node_id(), os.getpid(), machine)
+        device = torch.device(self.settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return Place(platform.node(), ray.get_runtime_context().get_node_id(), os.getpid(), machine_name(device))
 
     def do(self, work: Work) -> Outcome:
         """Do a piece of work; whatever it raises comes back as a Failure."""

@@ -8,6 +8,7 @@ from typing import Any
 _HOME = {
     "FAMILIES": "models",
     "USUAL": "models",
+    "Place": "models",
     "tiny_model": "models",
     "CASES": "inputs",
     "cases": "inputs",
@@ -15,7 +16,7 @@ _HOME = {
     "take_sample": "inputs",
     "Finding": "findings",
     "GUARANTEES": "findings",
-    "TOLERANCE": "guarantees",
+    "TOLERANCE": "case",
     "check_reducer": "check",
     "contract_tests": "authors",
     "assert_contract": "authors",

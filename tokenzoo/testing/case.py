@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,10 @@ from tokenzoo.testing.oracle import FullPrompt, full_prompt
 from tokenzoo.testing.recorder import Call, calls_of
 
 NEW_TOKENS = 8
+#: Largest difference of two logits that count as equal, in float32 and float64.
+TOLERANCE = 1e-4
+#: In a shorter format two ways to compute one number may each be off by as much as the plain model is, one on either side.
+EITHER_SIDE = 2
 
 
 @dataclass
@@ -38,6 +43,16 @@ class Case:
         self.prompt = full_prompt(self.model, self.decoder, self.inputs)
         self.mrope = "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
         self.before = fingerprint(self.model)
+        self.tolerance = TOLERANCE if self.model.dtype in (torch.float32, torch.float64) else EITHER_SIDE * _rounding(self)
+
+
+@torch.no_grad()
+def _rounding(case: Case) -> float:
+    """How far a short number format carries the plain model's logits away from those of float32."""
+    exact = copy.deepcopy(case.model).float()
+    exact.set_attn_implementation("sdpa")
+    inputs = {name: value.float() if value.is_floating_point() else value for name, value in case.inputs.items()}
+    return (exact(**inputs).logits - case.prompt.logits)[case.prompt.mask].abs().max().item()
 
 
 @dataclass
@@ -93,7 +108,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
                 cache = made.past_key_values
             else:
                 output = case.model(**inputs, use_cache=True)
-                generated = torch.empty(len(output.logits), 0, dtype=torch.long)
+                generated = inputs["input_ids"][:, :0]
                 cache = output.past_key_values
             trace = running.trace
             prompt = running.prefill.prompt
@@ -122,7 +137,7 @@ def fingerprint(model: Any) -> tuple[Any, ...]:
         (name, _hooks(module._forward_hooks), _hooks(module._forward_pre_hooks), "forward" in vars(module))
         for name, module in model.named_modules()
     )
-    weights = sum(parameter.double().sum().item() for parameter in model.parameters())
+    weights = sum(parameter.cpu().double().sum().item() for parameter in model.parameters())
     return hooks, weights, str(model.config.to_dict()), str(model.generation_config.to_dict())
 
 

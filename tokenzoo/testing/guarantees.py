@@ -21,9 +21,6 @@ from tokenzoo.testing.positions import oracle_sample
 from tokenzoo.testing.recorder import Call
 from tokenzoo.zoo.errors import reason
 
-#: Largest difference of two logits that count as equal, in float32.
-TOLERANCE = 1e-4
-
 
 def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
     """Text is all there in every layer, visual tokens never come back, caches have the trace's lengths."""
@@ -121,7 +118,7 @@ def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
                     return
                 expected[torch.tensor(source.rows[: len(made)], dtype=torch.long)] = made
         difference = (entered - expected).abs().amax().item() if len(entered) else 0.0
-        if not difference <= TOLERANCE:
+        if not difference <= case.tolerance:
             message = f"what entered the LLM differs from what the method returned by {difference:.2g}."
             yield Finding(1, f"{case.where}, sample {index}", message)
 
@@ -157,18 +154,18 @@ def check_logits(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer])
         got = outcome.logits[index]
         expected = expected[-len(got) :] if len(generated) else expected
         difference = (got - expected).abs().amax(-1)
-        if not bool((difference <= TOLERANCE).all()):
-            step = int((~(difference <= TOLERANCE)).nonzero()[0, 0])
+        if not bool((difference <= case.tolerance).all()):
+            step = int((~(difference <= case.tolerance)).nonzero()[0, 0])
             part = "prefill" if step == 0 or not len(generated) else f"decode step {step}"
             message = (
                 f"logits of the {part} differ from the mask oracle's by {difference[step]:.2g} "
-                f"(allowed {TOLERANCE:.0e}): the dropped tokens still act, or others were dropped."
+                f"(allowed {case.tolerance:.0e}): the dropped tokens still act, or others were dropped."
             )
             yield Finding(1, where, message)
         elif len(generated):
             best = expected.argmax(-1)
             margin = expected.amax(-1) - expected.gather(1, generated[:, None])[:, 0]
-            wrong = ((best != generated) & (margin > TOLERANCE)).nonzero()
+            wrong = ((best != generated) & (margin > case.tolerance)).nonzero()
             if len(wrong):
                 step = int(wrong[0, 0])
                 message = f"token {step} is {int(generated[step])}, the oracle's is {int(best[step])}."
@@ -185,6 +182,6 @@ def _text_only(case: Case, outcome: Outcome) -> Iterator[Finding]:
             first = got[:1] if case.generates else got
             wanted = plain[-1:] if case.generates else plain
             difference = (first - wanted).abs().max().item()
-            if difference > TOLERANCE:
+            if difference > case.tolerance:
                 message = f"a sample without images answers differently from the plain model (by {difference:.2g})."
                 yield Finding(6, f"{case.where}, sample {index}", message)

@@ -59,7 +59,10 @@ def cases(model: Any) -> list[str]:
 
 
 def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
-    """Return the keyword arguments of a forward or `generate` call for one of the cases."""
+    """Return the keyword arguments of a forward or `generate` call for one of the cases, on the model's device, in its dtype.
+
+    The same numbers whatever the device.
+    """
     if case not in CASES:
         raise unknown("case", case, CASES, "python -c 'import tokenzoo.testing as t; print(t.CASES)'")
     if case not in cases(model):
@@ -79,7 +82,7 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     if model.config.model_type == "gemma3":
         inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    return {**inputs, **arguments}
+    return _placed(model, {**inputs, **arguments})
 
 
 def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]:
@@ -121,6 +124,11 @@ class Words:
     def __call__(self, text: list[str], **options: Any) -> dict[str, torch.Tensor]:
         ids = [TEXT.start + sum(map(ord, word)) % len(TEXT) for word in text]
         return {"input_ids": torch.tensor([[self.bos_token_id, *ids]])}
+
+
+def _placed(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    on_device = {name: value.to(model.device) for name, value in arguments.items()}
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in on_device.items()}
 
 
 def _qwen_like(model: Any) -> bool:
@@ -185,7 +193,7 @@ def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator
     if model.config.model_type == "llava_onevision":
         arguments["batch_num_images"] = torch.tensor(counts)
     features = model.model.get_image_features(
-        **arguments,
+        **_placed(model, arguments),
         vision_feature_layer=model.config.vision_feature_layer,
         vision_feature_select_strategy=model.config.vision_feature_select_strategy,
         return_dict=True,

@@ -6,7 +6,7 @@ Weights are drawn wide enough that every visual token moves the logits by far mo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -56,6 +56,29 @@ PAD, IMAGE, VIDEO, VISION_START, VISION_END = 0, 90, 91, 92, 93
 #: Text is drawn from these token ids.
 TEXT = range(3, 90)
 INITIALIZER_RANGE = 0.12
+
+
+class Place(NamedTuple):
+    """Where tiny models compute, and in which number format."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def full(self) -> bool:
+        """Whether numbers have enough digits to tell dropped tokens from rounding."""
+        return self.dtype in (torch.float32, torch.float64)
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether the device computes in float64 (Apple's GPUs do not)."""
+        return torch.device(self.device).type != "mps"
+
+    def __str__(self) -> str:
+        return f"{self.device} {str(self.dtype).removeprefix('torch.')}"
+
+
+HERE = Place()
 
 
 def _decoder(layers: int, kv_heads: int = HEADS) -> dict[str, Any]:
@@ -343,8 +366,15 @@ USUAL = ("llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qw
 MODEL_TYPES = {family: model_type for family, (model_type, _) in _BUILDERS.items()}
 
 
-def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAYERS, seed: int = 0) -> Any:
-    """Return a random float32 model of a family in evaluation mode; the same weights for the same seed."""
+def tiny_model(
+    family: str,
+    attn_implementation: str = "sdpa",
+    layers: int = LAYERS,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Return a random model of a family in evaluation mode; the same weights for the same seed, whatever the device."""
     if family not in _BUILDERS:
         raise unknown("family", family, FAMILIES, "python -c 'import tokenzoo.testing as t; print(t.FAMILIES)'")
     model: Any
@@ -357,7 +387,7 @@ def tiny_model(family: str, attn_implementation: str = "sdpa", layers: int = LAY
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.config.name_or_path = f"tiny-{family}"
-    return model
+    return model.to(dtype=dtype).to(device)
 
 
 def _spread_weights(model: nn.Module) -> None:

@@ -2,11 +2,13 @@
 
 Every row stays in every decoder layer; a row that the trace says is gone is hidden from the others by a 4-D mask.
 One sample at a time, the whole sequence (prompt and generated tokens) at once, no KV cache, no padding: nothing here
-is shared with the host but the trace it is checked against.
+is shared with the host but the trace it is checked against. It computes where the model lies, in the model's number format.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +85,7 @@ def full_prompt(model: Any, decoder: Any, inputs: dict[str, Any]) -> FullPrompt:
         positions = torch.arange(length, device=embeddings.device)[None]
     positions = positions if positions.ndim == 3 else positions[None]
     mask = inputs.get("attention_mask")
-    mask = torch.ones(batch, length) if mask is None else mask
+    mask = torch.ones(batch, length, device=embeddings.device) if mask is None else mask
     return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool(), additions, _image_blocks(inputs))
 
 
@@ -112,20 +114,21 @@ def oracle_logits(
     trace, columns = sample.trace, prompt.mask[index].nonzero()[:, 0]
     full = prompt.embeddings[index, columns]
     full_positions = prompt.positions[:, index, columns]
-    gone = sorted(set(range(trace.prompt_tokens)) - set(trace.entry))
-    entry_index = torch.tensor(trace.entry, dtype=torch.long)
+    device = full.device
+    gone = torch.tensor(sorted(set(range(trace.prompt_tokens)) - set(trace.entry)), dtype=torch.long, device=device)
+    entry_index = torch.tensor(trace.entry, dtype=torch.long, device=device)
     following = decoder.embed_tokens(generated)
     hidden = torch.cat([full[gone], sample.entry, following])[None]
     first, count, new = len(gone), len(trace.entry), len(generated)
     entry_positions = full_positions[:, entry_index]
     next_position = full_positions[:, -1:] + 1
     if sample.numbers is not None:
-        entry_positions = torch.tensor(sample.numbers, dtype=torch.long).expand(len(full_positions), -1)
+        entry_positions = torch.tensor(sample.numbers, dtype=torch.long, device=device).expand(len(full_positions), -1)
         next_position = entry_positions[:, -1:] + 1
-    later = next_position + torch.arange(new)
+    later = next_position + torch.arange(new, device=device)
     whole = torch.cat([full_positions[:, gone], entry_positions, later], dim=1)
     types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
-    blocks = _blocks(prompt, index, columns[torch.tensor([*gone, *trace.entry], dtype=torch.long)], new)
+    blocks = _blocks(prompt, index, columns[torch.cat([gone, entry_index])], new)
     masks: dict[int | None, torch.Tensor] = {}
     rotary: dict[str, Any] = {}
     for number, layer in enumerate(decoder.layers):
@@ -141,7 +144,8 @@ def oracle_logits(
             masks = {}
         if window not in masks:
             masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
-        hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
+        with _masks_allowed(decoder):
+            hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in prompt.additions:
             hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
@@ -150,9 +154,21 @@ def oracle_logits(
             hidden = hidden.clone()
             hidden[0, first + merged_rows] = states
     left = torch.tensor(
-        [*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)]
+        [*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)],
+        device=device,
     )
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
+
+
+@contextmanager
+def _masks_allowed(decoder: Any) -> Iterator[None]:
+    """Flash attention takes no 4-D mask: here sdpa stands in for it."""
+    config, backend = decoder.config, decoder.config._attn_implementation
+    config._attn_implementation = backend if backend in ("sdpa", "eager") else "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = backend
 
 
 def layer_window(decoder: Any, number: int) -> int | None:
@@ -165,7 +181,7 @@ def _blocks(prompt: FullPrompt, index: int, columns: torch.Tensor, new: int) -> 
     """Which image block each row belongs to, -1 for text and what is generated; None where images are causal too."""
     if prompt.blocks is None:
         return None
-    return torch.cat([prompt.blocks[index, columns], torch.full((new,), -1)])
+    return torch.cat([prompt.blocks[index, columns], columns.new_full((new,), -1)])
 
 
 def _mask(
@@ -183,27 +199,28 @@ def _mask(
     Rows of one image see each other where `blocks` says so; a window counts positions, and the rows that are there.
     """
     total = first + count + new
-    present = torch.zeros(total, dtype=torch.bool)
-    present[[first + row for row in rows]] = True
-    present[first + count :] = True
-    order = torch.arange(total)  # where a row stands in the sequence: appended rows stand behind others
-    order[torch.tensor([first + row for row in rows], dtype=torch.long)] = first + torch.arange(len(rows))
-    order[first + count :] = first + len(rows) + torch.arange(new)
+    device = positions.device
+    present = torch.zeros(total, dtype=torch.bool, device=device)
+    order = torch.arange(total, device=device)  # where a row stands in the sequence: appended rows stand behind others
+    places = torch.tensor([first + row for row in rows], dtype=torch.long, device=device)
+    present[places] = present[first + count :] = True
+    order[places] = first + torch.arange(len(rows), device=device)
+    order[first + count :] = first + len(rows) + torch.arange(new, device=device)
     visible = order[None, :] <= order[:, None]
     if blocks is not None:
         visible |= (blocks[None, :] == blocks[:, None]) & (blocks >= 0)
     if window is not None:
         visible &= (positions[:, None] - positions[None, :] < window) & (order[:, None] - order[None, :] < window)
     visible &= present[None, :]
-    visible |= torch.eye(total, dtype=torch.bool)
-    return torch.zeros(total, total, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
+    visible |= torch.eye(total, dtype=torch.bool, device=device)
+    return torch.zeros(total, total, dtype=dtype, device=device).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
 
 def _renumbered(whole: torch.Tensor, first: int, count: int, places: dict[int, int]) -> torch.Tensor:
     """Rows at their new places, generated ones behind them; hidden rows keep what they had."""
     whole = whole.clone()
-    rows = torch.tensor([first + row for row in places], dtype=torch.long)
-    whole[:, rows] = torch.tensor(list(places.values())).expand(len(whole), -1)
+    rows = torch.tensor([first + row for row in places], dtype=torch.long, device=whole.device)
+    whole[:, rows] = torch.tensor(list(places.values()), device=whole.device).expand(len(whole), -1)
     new = whole.shape[1] - first - count
-    whole[:, first + count :] = (len(places) + torch.arange(new)).expand(len(whole), -1)
+    whole[:, first + count :] = (len(places) + torch.arange(new, device=whole.device)).expand(len(whole), -1)
     return whole

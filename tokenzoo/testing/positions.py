@@ -39,7 +39,9 @@ def oracle_sample(
             rows = _left(rows, visual, calls.get((layer, number)), kept[layer])
             call = calls.get((layer, number))
             if call is not None and isinstance(call.result, Reduction):
-                states = (torch.tensor([visual[anchor] for anchor in call.anchors], dtype=torch.long), call.result.features)
+                features = call.result.features
+                anchors = torch.tensor([visual[anchor] for anchor in call.anchors], dtype=torch.long, device=features.device)
+                states = (anchors, features)
                 known = merged.get(layer)
                 merged[layer] = states if known is None else tuple(map(torch.cat, zip(known, states, strict=True)))  # type: ignore[assignment]
             if reducer.layer_positions == "renumber" and not case.mrope and rows != before:
