@@ -191,7 +191,7 @@ def _layers(cost: Any) -> Sheet:
     for part in cost.parts:
         layer = int(part.name.split()[1]) if part.name.startswith("layer ") else None
         cells = [part.name]
-        cells += ["", ""] if layer is None else [str(cost.tokens[layer]), str(cost.visual_tokens[layer])]
+        cells += ["", ""] if layer is None else [_present(cost, layer), str(cost.visual_tokens[layer])]
         moved = decimal_bytes(part.bytes) if cost.has_bytes else "–"
         cells += [flops(part.flops), flops(part.elementwise), moved, milliseconds(part.seconds), part.bound or "–"]
         cells += ["" if layer is None else decimal_bytes(cost.kv_bytes_per_layer[layer])]
@@ -206,9 +206,16 @@ def _layers(cost: Any) -> Sheet:
             bound=part.bound,
             tokens=None if layer is None else cost.tokens[layer],
             visual_tokens=None if layer is None else cost.visual_tokens[layer],
+            mlp_tokens=None if layer is None else cost.mlp_tokens[layer],
             kv_bytes=None if layer is None else cost.kv_bytes_per_layer[layer],
         )
     return sheet
+
+
+def _present(cost: Any, layer: int) -> str:
+    """The tokens of a layer; where fewer reach its MLP, both."""
+    tokens, left = cost.tokens[layer], cost.mlp_tokens[layer]
+    return str(tokens) if left == tokens else f"{tokens}, MLP {left}"
 
 
 def _counted(model: Any, costs: dict[str, Any], options: dict[str, Any]) -> Sheet:

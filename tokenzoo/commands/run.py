@@ -88,14 +88,14 @@ def command(
 
 
 def describe(trace: Trace) -> list[str]:
-    """One line per run of layers that saw the same tokens, and the mean over layers."""
-    visual, every = trace.visual_tokens(), trace.tokens()
+    """One line per run of layers that saw the same tokens, and the mean over layers; what left before an MLP is said."""
+    visual, every, mlp = trace.visual_tokens(), trace.tokens(), trace.mlp_visual_tokens()
     before = sum(source.source.tokens for source in trace.samples[0].sources)
     lines = [f"{'layers':>9}  {'visual tokens':>13}  {'all tokens':>10}"]
-    for (seen, total), group in groupby(range(trace.layers), key=lambda layer: (visual[layer], every[layer])):
+    for (seen, total, left), group in groupby(range(trace.layers), key=lambda layer: (visual[layer], every[layer], mlp[layer])):
         layers = list(group)
         span = str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
-        lines.append(f"{span:>9}  {seen:>13}  {total:>10}")
+        lines.append(f"{span:>9}  {seen:>13}  {total:>10}" + (f"  {left} visual in its MLP" if left < seen else ""))
     mean = sum(visual) / len(visual)
     share = f", {mean / before:.1%} of {before}" if before else ""
     return [*lines, f"     mean  {mean:>13.1f}{share}"]

@@ -116,7 +116,7 @@ def _records(
     """
     for sample, recorded in enumerate(trace.samples):
         sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in recorded.sources)
-        counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), sources)
+        counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), tuple(trace.mlp_tokens(sample)), sources)
         if counts not in known:
             _check_schedule(method, trace, sample, architecture)
             cost = price_trace(trace, architecture, method, sample=sample, convention="exact", dtype=width)

@@ -68,10 +68,10 @@ class DecodeCost:
 class Cost:
     """What one prefill costs under one convention.
 
-    `tokens[l]` and `visual_tokens[l]` enter decoder layer l, per sample. `kv_bytes_per_layer` is the cache after
-    prefill of the whole batch. `flops`, `elementwise` (a column of its own, 0 where the convention mixes it into
-    `flops`) and `bytes` are of the whole batch; `seconds` is the roofline time, None without hardware or where the
-    convention defines no bytes.
+    `tokens[l]` and `visual_tokens[l]` enter decoder layer l, per sample; `mlp_tokens[l]` of the tokens reach its MLP.
+    `kv_bytes_per_layer` is the cache after prefill of the whole batch. `flops`, `elementwise` (a column of its own, 0 where
+    the convention mixes it into `flops`) and `bytes` are of the whole batch; `seconds` is the roofline time, None without
+    hardware or where the convention defines no bytes.
     """
 
     architecture: str
@@ -83,6 +83,7 @@ class Cost:
     tensor_parallel: int
     tokens: tuple[int, ...]
     visual_tokens: tuple[int, ...]
+    mlp_tokens: tuple[int, ...]
     projector_tokens: int
     parts: tuple[Part, ...]
     kv_bytes_per_layer: tuple[int, ...]
@@ -143,6 +144,7 @@ class Cost:
             "projector_tokens": self.projector_tokens,
             "tokens": list(self.tokens),
             "visual_tokens": list(self.visual_tokens),
+            "mlp_tokens": list(self.mlp_tokens),
             "kv_bytes_per_layer": list(self.kv_bytes_per_layer),
             "parts": [
                 {

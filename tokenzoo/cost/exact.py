@@ -23,8 +23,8 @@ def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False)
     """The operations of one decoder layer (gated MLP or active experts, grouped-query attention, rotary embedding)."""
     hidden, inner, rows, width = decoder.hidden, decoder.intermediate, step.batch * step.queries, step.width
     queries, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    rotated = rows * (queries + kv)
-    mlp = [linear(name, rows, hidden, inner, width) for name in ("gate", "up")]
+    rotated, left = rows * (queries + kv), step.mlp_rows
+    mlp = [linear(name, left, hidden, inner, width) for name in ("gate", "up")]
     return [
         elementwise("attention norm", 4 * rows * hidden, 2 * rows * hidden, width, parallel=False),
         linear("q", rows, hidden, queries, width),
@@ -34,12 +34,12 @@ def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False)
         *attention(step, decoder.heads, decoder.head_dim, kv),
         linear("out", rows, queries, hidden, width),
         elementwise("attention add", rows * hidden, 3 * rows * hidden, width, parallel=False),
-        elementwise("mlp norm", 4 * rows * hidden, 2 * rows * hidden, width, parallel=False),
-        *([linear("router", rows, hidden, decoder.experts, width, parallel=False)] if decoder.experts else []),
-        *(_with_experts(operation, decoder, rows, width) for operation in mlp),
-        elementwise("activation", 5 * rows * inner, 3 * rows * inner, width),
-        _with_experts(linear("down", rows, inner, hidden, width), decoder, rows, width),
-        elementwise("mlp add", rows * hidden, 3 * rows * hidden, width, parallel=False),
+        elementwise("mlp norm", 4 * left * hidden, 2 * left * hidden, width, parallel=False),
+        *([linear("router", left, hidden, decoder.experts, width, parallel=False)] if decoder.experts else []),
+        *(_with_experts(operation, decoder, left, width) for operation in mlp),
+        elementwise("activation", 5 * left * inner, 3 * left * inner, width),
+        _with_experts(linear("down", left, inner, hidden, width), decoder, left, width),
+        elementwise("mlp add", left * hidden, 3 * left * hidden, width, parallel=False),
     ]
 
 

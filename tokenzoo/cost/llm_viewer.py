@@ -15,12 +15,12 @@ def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False)
     """The operations of one decoder layer. `skip_mlp_add`: leave out the residual add after the MLP, as for Qwen2."""
     hidden, heads, inner = decoder.hidden, decoder.heads, decoder.intermediate
     kv = hidden * decoder.kv_heads // heads
-    rows, width = step.batch * step.queries, step.width
+    rows, left, width = step.batch * step.queries, step.mlp_rows, step.width
 
-    def small(name: str, flops: int, numbers: int) -> Operation:
+    def small(name: str, flops: int, numbers: int, rows: int = rows) -> Operation:
         return Operation(name, flops=flops * hidden * rows, bytes=width * numbers * hidden * rows)
 
-    adds = [small("attention add", 1, 2)] + ([] if skip_mlp_add else [small("mlp add", 1, 2)])
+    adds = [small("attention add", 1, 2)] + ([] if skip_mlp_add else [small("mlp add", 1, 2, left)])
     return [
         small("attention norm", 7, 2),
         linear("q", rows, hidden, hidden, width),
@@ -28,11 +28,11 @@ def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False)
         linear("v", rows, hidden, kv, width),
         *_attention(step, hidden, heads, kv),
         linear("out", rows, hidden, hidden, width),
-        small("mlp norm", 7, 2),
-        linear("gate", rows, hidden, inner, width),
-        linear("up", rows, hidden, inner, width),
-        small("activation", 2, 3),
-        linear("down", rows, inner, hidden, width),
+        small("mlp norm", 7, 2, left),
+        linear("gate", left, hidden, inner, width),
+        linear("up", left, hidden, inner, width),
+        small("activation", 2, 3, left),
+        linear("down", left, inner, hidden, width),
         *adds,
     ]
 

@@ -25,13 +25,19 @@ class Operation:
 class Step:
     """One pass through a layer: `queries` rows enter it, each attends to `context` rows (prefill: both the same;
     decoding: one query, everything cached as context). `width` is the bytes of a number, `flash` whether attention
-    runs as one kernel that never writes the score matrix."""
+    runs as one kernel that never writes the score matrix. `mlp`: the rows that its MLP works on, where fewer."""
 
     queries: int
     context: int
     batch: int = 1
     width: int = 2
     flash: bool = False
+    mlp: int | None = None
+
+    @property
+    def mlp_rows(self) -> int:
+        """The rows of the whole batch that the layer's MLP works on."""
+        return self.batch * (self.queries if self.mlp is None else self.mlp)
 
 
 #: Query rows that a FlashAttention-2 kernel keeps on the chip; K and V are read once for each such block.

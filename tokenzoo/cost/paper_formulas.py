@@ -22,7 +22,7 @@ def formula(mlp_matrices: int) -> Callable[[Architecture, Step, bool], list[Oper
         return [
             Operation("projections", flops=4 * rows * hidden**2),
             Operation("attention", flops=2 * rows * step.context * hidden),
-            Operation("mlp", flops=mlp_matrices * rows * hidden * decoder.intermediate),
+            Operation("mlp", flops=mlp_matrices * step.mlp_rows * hidden * decoder.intermediate),
         ]
 
     return decoder_layer

@@ -23,6 +23,7 @@ class Schedulable(Protocol):
     """What can be priced: a `TokenReducer` or a `Pipeline`."""
 
     def schedule(self, workload: Workload) -> list[int]: ...
+    def mlp_schedule(self, workload: Workload) -> list[int]: ...
     def projector_tokens(self, workload: Workload) -> int: ...
     def overhead(self, workload: Workload) -> int: ...
 
@@ -61,6 +62,7 @@ def price(
         model,
         [count + workload.text_tokens for count in visual],
         visual,
+        mlp_tokens=[count + workload.text_tokens for count in reducer.mlp_schedule(workload)] if reducer else None,
         grids=vision.view_grids(workload, grids) * batch,
         projector_tokens=batch * (reducer.projector_tokens(workload) if reducer else workload.projector_tokens),
         overhead=batch * (reducer.overhead(workload) if reducer else 0),
@@ -81,6 +83,7 @@ def price_tokens(
     tokens: Sequence[int],
     visual_tokens: Sequence[int],
     *,
+    mlp_tokens: Sequence[int] | None = None,
     grids: Sequence[tuple[int, int]] = (),
     projector_tokens: int = 0,
     overhead: int = 0,
@@ -96,20 +99,22 @@ def price_tokens(
 ) -> Cost:
     """Price a prefill in which `tokens[l]` rows of each sample enter decoder layer l: the ground of `price`.
 
-    `grids`, `projector_tokens` and `overhead` are of the whole batch.
+    `mlp_tokens[l]` rows reach that layer's MLP (None: all). `grids`, `projector_tokens` and `overhead` are of the whole batch.
     """
     rules, dtype = load_convention(convention), dtype_named(dtype)
     gpu = load_hardware(hardware) if isinstance(hardware, str) else hardware
     setting = Setting(model, rules, gpu if rules.has_bytes else None, dtype, batch, flash, tensor_parallel)
+    mlp = list(tokens) if mlp_tokens is None else list(mlp_tokens)
     setting.check(tokens, decode, head_positions)
+    setting.check(mlp, decode, head_positions)
     parts = []
     if rules.whole_model:
         parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
-    kinds = [(model.decoder.of_layer(index), count) for index, count in enumerate(tokens)]
-    layers = {(decoder, count): setting.layer(decoder, count, count) for decoder, count in set(kinds)}
+    kinds = [(model.decoder.of_layer(index), *counts) for index, counts in enumerate(zip(tokens, mlp, strict=True))]
+    layers = {kind: setting.layer(kind[0], kind[1], kind[1], kind[2]) for kind in set(kinds)}
     parts += [Part(f"layer {index}", layers[kind]) for index, kind in enumerate(kinds)]
-    positions = tokens[-1] if head_positions == "all" and rules.whole_model else min(1, tokens[-1])
+    positions = mlp[-1] if head_positions == "all" and rules.whole_model else min(1, mlp[-1])
     parts.append(setting.part("lm head", rules.lm_head(model.decoder, batch * positions, setting.width)))
     if rules.whole_model and overhead:
         parts.append(setting.part("method", [Operation("method", flops=overhead, parallel=False)]))
@@ -123,9 +128,10 @@ def price_tokens(
         tensor_parallel=tensor_parallel,
         tokens=tuple(tokens),
         visual_tokens=tuple(visual_tokens),
+        mlp_tokens=tuple(mlp),
         projector_tokens=projector_tokens,
         parts=tuple(part for part in parts if part.operations),
-        kv_bytes_per_layer=tuple(setting.kv_bytes(decoder, count) for decoder, count in kinds),
+        kv_bytes_per_layer=tuple(setting.kv_bytes(decoder, count) for decoder, count, _ in kinds),
         has_bytes=rules.has_bytes,
         decode=setting.decode(tokens, decode) if decode else None,
     )
@@ -176,15 +182,14 @@ class Setting:
             PricedOperation(operation, time.seconds, time.bound) for operation, time in zip(operations, times, strict=True)
         )
 
-    def layer(self, decoder: Architecture, queries: int, context: int) -> tuple[PricedOperation, ...]:
-        """One layer of the decoder: `queries` rows enter, each attends to `context`."""
-        step = Step(queries, context, self.batch, self.width, self.flash)
+    def layer(self, decoder: Architecture, queries: int, context: int, mlp: int | None = None) -> tuple[PricedOperation, ...]:
+        """One layer of the decoder: `queries` rows enter, each attends to `context`; `mlp` of them reach its MLP (None: all)."""
+        step = Step(queries, context, self.batch, self.width, self.flash, mlp)
         operations = self.convention.decoder_layer(decoder, step, self.model.skip_mlp_add)
         if self.tensor_parallel > 1 and self.convention.has_bytes:
-            numbers = self.batch * queries * self.model.decoder.hidden
             operations += [
-                all_reduce(f"all-reduce after {where}", numbers, self.width, self.tensor_parallel)
-                for where in ("attention", "mlp")
+                all_reduce(f"all-reduce after {where}", rows * self.model.decoder.hidden, self.width, self.tensor_parallel)
+                for where, rows in (("attention", self.batch * queries), ("mlp", step.mlp_rows))
             ]
         return self.priced(operations)
 
@@ -232,7 +237,7 @@ def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable
         return [workload.visual_tokens] * layers
     singles: tuple[Any, ...] = getattr(reducer, "reducers", (reducer,))
     for single in singles:
-        wrong = [layer for layer in single.layers(layers) if not 0 <= layer < layers]
+        wrong = [layer for layer in single.layers(layers) if not -1 <= layer < layers]
         if wrong:
             raise UserError(f"'{single}' acts after layer {wrong[0]}, but {model.name} has {layers} layers.")
     visual = list(reducer.schedule(workload))

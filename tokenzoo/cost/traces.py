@@ -40,19 +40,21 @@ def price_trace(
     chosen = _samples(trace, sample)
     layers = model.decoder.layers
     depth = [layer * trace.layers // layers for layer in range(layers)]
-    tokens, visual = [0] * layers, [0] * layers
+    tokens, visual, mlp = [0] * layers, [0] * layers, [0] * layers
     for index in chosen:
-        counts, totals = trace.visual_tokens(index), trace.tokens(index)
+        counts, totals, left = trace.visual_tokens(index), trace.tokens(index), trace.mlp_visual_tokens(index)
         for layer, recorded in enumerate(depth):
             seen = round(counts[recorded] * scale)
             text = totals[recorded] - counts[recorded] if text_tokens is None else text_tokens
             tokens[layer], visual[layer] = max(tokens[layer], seen + text), max(visual[layer], seen)
+            mlp[layer] = max(mlp[layer], round(left[recorded] * scale) + text)
     records = [source for index in chosen for source in trace.samples[index].sources]
     overhead = sum(reducer.overhead(workload_of(trace.samples[i], model.decoder)) for i in chosen) if reducer else 0
     return price_tokens(
         model,
         tokens,
         visual,
+        mlp_tokens=mlp,
         grids=[grid for record in records for grid in _grids(model, record, scale)] if grids is None else grids,
         projector_tokens=round(sum(record.projected for record in records) * scale),
         overhead=overhead,
@@ -72,9 +74,9 @@ def _grids(model: ModelArchitecture, record: SourceTrace, scale: float) -> list[
 def recorded_run(sample: SampleTrace) -> Recorded:
     """What the picture decided in a recorded sample."""
     layers = max(first for first, _ in sample.stages) + 1
-    visual = Trace(layers, [sample]).visual_tokens()
+    trace = Trace(layers, [sample])
     sources = tuple(RecordedSource(record.steps) for record in sample.sources)
-    return Recorded(sources, tuple(visual), sample.flops)
+    return Recorded(sources, tuple(trace.visual_tokens()), sample.flops, tuple(trace.mlp_visual_tokens()))
 
 
 def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = True) -> Workload:

@@ -20,18 +20,18 @@ class DecodingStep:
         self.types, self.decoder, self.prefill, self.entry, self.mrope = types, types.decoder, prefill, prefill.entry, mrope
         self.cache, self.given = call["past_key_values"], call
         self.mask = None if types.several else call.get("attention_mask")
-        self.generated = self.cache.get_seq_length() - self.entry.layout.length
+        self.first = prefill.first_stage
+        self.generated = self.cache.get_seq_length() - self.first.layout.length
         self.inputs: dict[tuple[int, str], dict[str, Any]] = {}
         self.since: torch.Tensor | None = None
 
     def decoder_inputs(self) -> dict[str, Any]:
-        """What to change of the decoder's arguments: after a reduction before the LLM, positions and the 2-D mask.
+        """What to change of the decoder's arguments: where rows left before layer 0, positions and the 2-D mask.
 
         Positions are set from what the prefill left, so a hand-written loop need not pass any.
         """
-        if not self.entry.reduced:
+        if self.entry.next_position is None:
             return {}
-        assert self.entry.next_position is not None
         position = (self.entry.next_position + self.generated)[..., None]
         given = self.given.get("position_ids")
         if self.mrope:
@@ -44,10 +44,9 @@ class DecodingStep:
         if self.types.several:
             hidden = self.given.get("inputs_embeds")
             hidden = self.decoder.embed_tokens(self.given["input_ids"]) if hidden is None else hidden
-            stage = self.prefill.stages[0]
-            changed["attention_mask"] = {name: self._mask(stage, name, i, hidden) for name, i in self.types.since(0).items()}
-        elif self.mask is not None or self.entry.layout.padded:
-            changed["attention_mask"] = self._columns(self.entry.layout, position.device)
+            changed["attention_mask"] = {name: self._mask(self.first, name, i, hidden) for name, i in self.types.since(0).items()}
+        elif self.mask is not None or self.first.layout.padded:
+            changed["attention_mask"] = self._columns(self.first.layout, position.device)
         return changed
 
     def _columns(self, layout: Layout, device: torch.device) -> torch.Tensor:

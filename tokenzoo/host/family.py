@@ -136,6 +136,20 @@ class Family(ABC):
         """The modules whose outputs are the q and k of a decoder layer before the rotary embedding."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
+    def mlp_branch(self, layer: Module) -> tuple[Module, Module]:
+        """The modules between which a decoder layer's MLP half runs: the first is given the residual stream after attention, and
+        what the last returns is all that the layer adds to it.
+
+        Raises UnsupportedError for a layer made of other parts than Llama's: nothing can leave inside it then.
+        """
+        parts = {name for name, _ in layer.named_children()}
+        if parts != {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}:
+            raise UnsupportedError(
+                f"Family '{self.name}' does not say where the MLP half of {type(layer).__name__} begins and ends, so no token "
+                "can leave between attention and MLP. Choose another method, or override mlp_branch (docs: model families)."
+            )
+        return layer.post_attention_layernorm, layer.mlp
+
     def layer_type(self, decoder: Module, index: int) -> str:
         """The type of a decoder layer, of which there are several only with `per_layer_type`."""
         return decoder.config.layer_types[index] if self.per_layer_type else FULL

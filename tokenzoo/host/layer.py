@@ -8,6 +8,7 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.masks import seen
+from tokenzoo.method.decoder_layer import Places
 
 if TYPE_CHECKING:
     from tokenzoo.host.prefill import Prefill
@@ -58,7 +59,14 @@ class LayerInSample:
             raise UnsupportedError("This decoder's rotary embedding has no fixed frequencies.")
         return frequencies
 
+    def places(self) -> Places:
+        rows = self.stage.rows[self.sample]
+        found = self.prefill.places(self.sample)
+        return found.of(rows.to(found.source.device)).to(rows.device)
+
     def _projected(self, name: str) -> torch.Tensor:
+        if self.around.index < 0:
+            raise UnsupportedError("Before layer 0 no layer has queries, keys or attention: read them after its attention.")
         return self.stage.layout.take(self.around.projected[name], self.sample)
 
     def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> torch.Tensor | None:
@@ -73,6 +81,8 @@ class LayerInSample:
 
     def _next(self, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         index = self.around.index + 1
+        if index == len(self.around.decoder.layers):
+            raise UnsupportedError(f"Layer {index - 1} is the last one: no next layer has attention.")
         following = self.around.decoder.layers[index]
         projection = self.around.family.decoder_projections(following)[which]
         there = states.to(projection.weight.device)  # the next layer may lie on another device
@@ -93,7 +103,7 @@ class LayerInSample:
         """cos and sin [rows, head dim] for layer `index`: this one, or the next one, which may be of another type."""
         types = self.around.types
         positions = self.stage.positions[self.sample]
-        if types.of(index) != types.of(self.around.index):
+        if types.of(index) != self.around.layer_type:
             return [angles[0] for angles in types.rotary(states, positions[None].to(states.device), types.of(index))]
         given = (angles.to(positions.device) for angles in self.around.call["position_embeddings"])
         return [self.stage.layout.take(angles, self.sample) for angles in given]

@@ -13,7 +13,7 @@ from tokenzoo.host.prompt import EncodedSource, EntryRecord
 from tokenzoo.method.accounting import check_whole, promised
 from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.reduction import PositionPolicy
+from tokenzoo.method.reduction import HALVES, PositionPolicy
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Architecture
 
@@ -27,7 +27,11 @@ class Methods:
     def __init__(self, methods: Sequence[TokenReducer], architecture: Architecture, mrope: bool, observers: Any) -> None:
         self.methods, self.architecture, self.mrope, self.observers = list(methods), architecture, mrope, observers
         self.layers = [frozenset(method.layers(architecture.layers)) for method in self.methods]
-        self.acting = sorted(frozenset().union(*self.layers))
+        #: For each decoder layer in or after which methods act (-1: before layer 0), in order, after which of its halves.
+        self.acting = {
+            index: tuple(half for half in HALVES if any(half == m.acts_after and index in own for m, own in self._inside))
+            for index in sorted(frozenset().union(*self.layers))
+        }
         self.enters = any(method.enters for method in self.methods)
         self.reduces_early = any(method.enters and method.implements("early") for method in self.methods)
         self.scales_pictures = any(method.picture_scale != 1 for method in self.methods)
@@ -49,6 +53,11 @@ class Methods:
                 )
             wanted.update(layer % self.architecture.encoder_layers for layer in named)
         return sorted(wanted)
+
+    @property
+    def _inside(self) -> list[tuple[TokenReducer, frozenset[int]]]:
+        """The methods, each with the layers in or after which it acts."""
+        return list(zip(self.methods, self.layers, strict=True))
 
     # --- before the LLM -----------------------------------------------------------------------------------------
 
@@ -82,9 +91,9 @@ class Methods:
 
     @torch.no_grad()
     def reduce_layer(self, layer: DecoderLayer) -> None:
-        """Reduce one sample after a decoder layer."""
-        for method, acting in zip(self.methods, self.layers, strict=True):
-            if layer.index not in acting or not len(layer.visual):
+        """Reduce one sample after a decoder layer, or after its attention."""
+        for method, acting in self._inside:
+            if layer.index not in acting or method.acts_after != layer.after or not len(layer.visual):
                 continue
             count = method.kept(layer.entered, layer.num_layers)[layer.index]
             positions: PositionPolicy = "keep" if self.mrope else method.layer_positions
@@ -92,4 +101,7 @@ class Methods:
                 layer.apply(layer.visual.new_empty(0), method.name, 0, positions)
             elif count is None or count < len(layer.visual):
                 layer.apply(method.pick(layer, count), method.name, count, positions)
-        self.observers.tokenzoo_after_layer(layer=layer)
+        if layer.after == "layer":
+            self.observers.tokenzoo_after_layer(layer=layer)
+        else:
+            self.observers.tokenzoo_after_attention(layer=layer)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from tokenzoo.host.entry import Entry
-from tokenzoo.host.prompt import Prompt
+from tokenzoo.host.prompt import Prompt, places
 from tokenzoo.host.stages import Stage
+from tokenzoo.method.decoder_layer import Places
 from tokenzoo.method.validation import Checks
 
 
@@ -26,16 +27,32 @@ class Prefill:
     #: What enters layer 0, [batch, length, hidden], where methods act inside the LLM.
     embeddings: torch.Tensor | None = None
     additions: list[torch.Tensor] = field(default_factory=list)
+    _places: dict[int, Places] = field(default_factory=dict)
+
+    @property
+    def first_stage(self) -> Stage:
+        """What layer 0 saw: all that entered, or what was left of it."""
+        return self.stage(0)
+
+    def places(self, sample: int) -> Places:
+        """Which picture each entry row of a sample belongs to, and where it stands there; made once."""
+        if sample not in self._places:
+            rows = self.entry.samples[sample]
+            self._places[sample] = places(self.prompt.of_sample(sample), rows.source_rows, len(rows.columns))
+        return self._places[sample]
 
     def stage(self, layer: int) -> Stage:
         """The stage that decoder layer `layer` belongs to."""
         return next(stage for stage in reversed(self.stages) if stage.first_layer <= layer)
 
     def added(self, layer: int, device: torch.device) -> torch.Tensor | None:
-        """What is added to the rows that are left after decoder layer `layer`, in their layout; None where nothing is."""
+        """What is added to the rows that decoder layer `layer` returns, in their layout; None where nothing is.
+
+        Asked for before methods act after the layer: rows that are gone by then left after its attention.
+        """
         if layer >= len(self.additions):
             return None
-        stage, full = self.stage(layer).to(device), self.additions[layer].to(device)
+        stage, full = self.stage(layer + 1).to(device), self.additions[layer].to(device)
         columns = [sample.columns.to(device)[rows] for sample, rows in zip(self.entry.samples, stage.rows, strict=True)]
         return stage.layout.pad([states[kept] for states, kept in zip(full, columns, strict=True)])
 

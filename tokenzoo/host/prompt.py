@@ -13,6 +13,7 @@ import torch
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.host.encoder import RecordedEncoder
 from tokenzoo.host.family import VisualSource
+from tokenzoo.method.decoder_layer import Places
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Source, guessed_grid
 
@@ -143,6 +144,32 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
                     )
                 )
     return placed
+
+
+def places(sources: Sequence[PlacedSource], rows: Sequence[torch.Tensor], total: int) -> Places:
+    """Which of a sample's sources each of its `total` entry rows belongs to, and where it stands there.
+
+    `rows`: those of each source.
+    """
+    device = rows[0].device if rows else torch.device("cpu")
+    nowhere, kinds = torch.full((3, total), -1, device=device), tuple(source.visual.kind for source in sources)
+    found = Places(nowhere[0], nowhere[1], nowhere[2], kinds)
+    for number, (source, own) in enumerate(zip(sources, rows, strict=True)):
+        tokens, visual = source.tokens, source.visual
+        view = visual.view_of_token.to(device)
+        index = torch.arange(len(view), device=device)
+        grids = visual.grids
+        if tokens is not None and tokens.anchors is not None:  # its tokens first, structural ones behind them
+            view, index = tokens.view.to(device), tokens.anchors.to(device)
+            grids = tokens.grids
+        elif visual.source.structural:
+            index = (view >= 0).cumsum(0) - 1
+        starts = torch.tensor([0, *(height * width for height, width in grids)], device=device).cumsum(0)
+        found.source[own] = number
+        own = own[: len(view)]
+        found.view[own] = view
+        found.patch[own] = torch.where(view >= 0, index - starts[view.clamp(min=0)], -1)
+    return found
 
 
 def prompt_of_spans(spans: Sequence[Span | Sequence[Span]], batch: int, length: int) -> Prompt:

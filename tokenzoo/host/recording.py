@@ -31,7 +31,8 @@ def _sample(prefill: Prefill, sample: int) -> SampleTrace:
             _source(source, source_rows.tolist())
             for source, source_rows in zip(prompt.of_sample(sample), rows.source_rows, strict=True)
         ],
-        stages=[(stage.first_layer, stage.rows[sample].tolist()) for stage in stages],
+        stages=list({stage.first_layer: stage.rows[sample].tolist() for stage in stages}.items()),
+        mlp_stages=[(stage.first_layer - 1, stage.rows[sample].tolist()) for stage in stages if stage.in_mlp],
     )
 
 

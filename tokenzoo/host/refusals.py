@@ -189,12 +189,12 @@ def check_input_ids(input_ids: torch.Tensor | None) -> torch.Tensor:
     return input_ids
 
 
-def check_decoding(call: dict[str, Any], entry: Entry | None) -> None:
-    """Each call after the prefill brings one token, and continues that prefill's cache."""
+def check_decoding(call: dict[str, Any], filled: int | None) -> None:
+    """Each call after the prefill brings one token, and continues that prefill's cache, of which layer 0 holds `filled` rows."""
     given = call.get("inputs_embeds")
     queries = (given if given is not None else call["input_ids"]).shape[1]
     cached = call["past_key_values"].get_seq_length()
-    if entry is None or cached < entry.layout.length:
+    if filled is None or cached < filled:
         raise UnsupportedError(
             "The KV cache was not filled inside this 'with' block, or is a copy, so its kept tokens are unknown. Prefill and "
             "decode inside one block, with the cache that the prefill returned."

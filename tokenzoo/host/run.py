@@ -18,11 +18,13 @@ from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import LayerTypes, read_masks
 from tokenzoo.host.methods import Methods
+from tokenzoo.host.mlp_half import MlpHalf
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
 from tokenzoo.host.stages import LayerReduction, Stage
 from tokenzoo.host.vision import VisionWatch, watch
+from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.trace import Trace
 from tokenzoo.method.validation import Checks
 
@@ -82,17 +84,26 @@ class Run:
             self.vision.attach(at_end)
         keep(self.decoder.register_forward_pre_hook(self._enter, with_kwargs=True))
         keep(self.decoder.register_forward_hook(self._leave, always_call=True))
+        reductions = {
+            index: LayerReduction(self.family, self.decoder, index, halves, self.methods.reduce_layer)
+            for index, halves in self.methods.acting.items()
+        }
+        for reduction in reductions.values():
+            if "attention" in reduction.halves and reduction.index >= 0:
+                branch = self.family.mlp_branch(reduction.layer)
+                for handle in MlpHalf(reduction.layer, branch, self._reduction(reduction, "attention")).attach():
+                    keep(handle)
         if self.methods.reduce_anything:
             for index in range(self.family.added_layers(self.model)):
                 keep(self.decoder.layers[index].register_forward_hook(self._add(index)))
-        acting = self.methods.acting
-        reductions = {index: LayerReduction(self.family, self.decoder, index, self.methods.reduce_layer) for index in acting}
-        for index in range(acting[0] if acting else len(self.decoder.layers), len(self.decoder.layers)):
-            layer, reduction = self.decoder.layers[index], reductions.get(index)
-            keep(layer.register_forward_pre_hook(self._before_layer(index, reduction), with_kwargs=True))
-            if reduction is not None:
-                keep(layer.register_forward_hook(self._after(reduction)))
-                for handle in reduction.watch(lambda: self.prefilling):
+        layers = len(self.decoder.layers)
+        for index in range(max(0, min(reductions, default=layers)), layers):
+            layer, own = self.decoder.layers[index], reductions.get(index)
+            before = reductions.get(-1) if index == 0 else None
+            keep(layer.register_forward_pre_hook(self._before_layer(index, before, own), with_kwargs=True))
+            if own is not None:
+                keep(layer.register_forward_hook(self._after(own)))
+                for handle in own.watch(lambda: self.prefilling):
                     keep(handle)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -195,6 +206,8 @@ class Run:
         entering = call["inputs_embeds"] if self.methods.acting else None
         self.prefill = Prefill(prompt, entry, [stage], checks, entering)
         if self.methods.reduce_anything:
+            if -1 in self.methods.acting and entry.next_position is None:
+                entry_positions(entry, call.get("position_ids"), self.mrope)  # it counts the cache, which holds fewer rows
             self.prefill.additions, replaced = self.family.additions(self.model, {**call, "inputs_embeds": embeddings})
             changed |= replaced
         return changed
@@ -232,7 +245,7 @@ class Run:
         if not self.methods.reduce_anything:
             return {}
         prefill = self.prefills.get(call["past_key_values"])
-        refusals.check_decoding(call, prefill.entry if prefill else None)
+        refusals.check_decoding(call, prefill.first_stage.layout.length if prefill else None)
         assert prefill is not None
         self.prefill = prefill
         self.step = DecodingStep(self.types, prefill, call, self.mrope)
@@ -240,22 +253,43 @@ class Run:
 
     # --- decoder layers -----------------------------------------------------------------------------------------
 
-    def _before_layer(self, index: int, reduction: LayerReduction | None) -> Callable[..., Any]:
-        """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs."""
+    def _reduction(self, reduction: LayerReduction, after: ActsAfter) -> Callable[[torch.Tensor], torch.Tensor | None]:
+        """Ask the methods at one place of a prefill; what is left of the states there, None where all is."""
+
+        def reduce(states: torch.Tensor) -> torch.Tensor | None:
+            if not self.prefilling:
+                return None
+            assert self.prefill is not None
+            return reduction.run(self.prefill, states, after)
+
+        return reduce
+
+    def _before_layer(self, index: int, before: LayerReduction | None, reduction: LayerReduction | None) -> Callable[..., Any]:
+        """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs.
+
+        `before`: the reduction ahead of layer 0.
+        """
 
         def hook(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             assert self.prefill is not None
-            stage = self.prefill.stage(index)
-            changed = {}
+            changed: dict[str, Any] = {}
             hidden = args[0] if args else kwargs["hidden_states"]
-            if stage.first_layer > 0:
+            if before is not None and self.prefilling:
+                before.begin(hidden, kwargs)
+                left = before.run(self.prefill, hidden, "attention")
+                before.end()
+                if left is not None:
+                    hidden = left
+                    args, kwargs = ((left, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": left})
+            stage = self.prefill.stage(index)
+            if stage is not self.prefill.stages[0]:
                 if self.prefilling:
                     changed = stage.prefill_inputs(self.types.of(index))
                 else:
                     assert self.step is not None
                     changed = self.step.layer_inputs(stage, index, hidden)
             if reduction is not None and self.prefilling:
-                reduction.inputs, reduction.call = hidden, {**kwargs, **changed}
+                reduction.begin(hidden, {**kwargs, **changed})
             return (args, {**kwargs, **changed}) if changed else None
 
         return hook
@@ -271,19 +305,12 @@ class Run:
 
     def _after(self, reduction: LayerReduction) -> Callable[..., Any]:
         """Ask the methods after a layer of the prefill, and drop what they drop."""
+        reduce = self._reduction(reduction, "layer")
 
         def hook(module: Module, args: tuple, output: Any) -> Any:
-            if not self.prefilling:
-                return None
-            assert self.prefill is not None
-            result = reduction.run(self.prefill, output)
-            reduction.inputs, reduction.call = None, {}
-            if result is None:
-                return None
-            stage, hidden = result
-            refusals.check_rows(stage.rows)
-            self.prefill.stages.append(stage)
-            return hidden
+            left = reduce(output) if "layer" in reduction.halves else None
+            reduction.end()
+            return left
 
         return hook
 

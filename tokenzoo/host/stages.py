@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.layer import LayerInSample
 from tokenzoo.host.masks import LayerTypes
+from tokenzoo.host.refusals import check_rows
 from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.reduction import ActsAfter
 
 if TYPE_CHECKING:
     from tokenzoo.host.prefill import Prefill
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stage:
-    """From `first_layer` on, these rows are left.
+    """From `first_layer` on, these rows are left; `in_mlp`: the MLP of the layer before it works on them already.
 
     `rows` are entry rows per sample, in sequence order; `visual` and `text` indices into them. `positions` per sample,
     [rows] or [axes, rows]; `blocks` per sample, in which block of rows that see each other each is (None: causal).
@@ -40,6 +42,7 @@ class Stage:
     position_embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     masks: dict[str, Any] = field(default_factory=dict)
     next_position: torch.Tensor | None = None
+    in_mlp: bool = False
 
     def to(self, device: torch.device) -> Stage:
         """The same stage for a layer on `device`; itself where it lies there already."""
@@ -90,15 +93,35 @@ class Stage:
 
 
 class LayerReduction:
-    """What happens around one layer after which methods act: watch its q and k, ask the methods, drop the rows."""
+    """What happens around one layer in or after which methods act: watch its q and k, ask the methods, drop the rows.
 
-    def __init__(self, family: Family, decoder: Module, index: int, reduce: Callable[[DecoderLayer], None]) -> None:
-        self.family, self.decoder, self.index, self.reduce = family, decoder, index, reduce
+    `halves`: after which halves of the layer they act. Index -1 is the place before layer 0, whose arguments it reads.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        decoder: Module,
+        index: int,
+        halves: Sequence[ActsAfter],
+        reduce: Callable[[DecoderLayer], None],
+    ) -> None:
+        self.family, self.decoder, self.index, self.halves, self.reduce = family, decoder, index, halves, reduce
         self.types = LayerTypes(family, decoder)
-        self.layer = decoder.layers[index]
+        self.layer_type = self.types.of(max(index, 0))
+        self.layer = decoder.layers[max(index, 0)]
         self.projected: dict[str, torch.Tensor] = {}
         self.inputs: torch.Tensor | None = None
         self.call: dict[str, Any] = {}
+        self.seen: list[DecoderLayer] = []
+
+    def begin(self, inputs: torch.Tensor, call: dict[str, Any]) -> None:
+        """The layer is about to run on these."""
+        self.inputs, self.call, self.seen = inputs, call, []
+
+    def end(self) -> None:
+        """Let go of what only this layer needed."""
+        self.inputs, self.call, self.seen = None, {}, []
 
     def watch(self, active: Callable[[], bool]) -> list[Any]:
         """Keep references to the layer's q and k projections while `active` says a prefill runs."""
@@ -113,10 +136,15 @@ class LayerReduction:
         query, key = self.family.decoder_projections(self.layer)
         return [query.register_forward_hook(keep("query")), key.register_forward_hook(keep("key"))]
 
-    def events(self, prefill: Prefill, stage: Stage, output: torch.Tensor) -> list[DecoderLayer]:
-        """One event per sample: its rows alone, without padding."""
+    def events(self, prefill: Prefill, stage: Stage, output: torch.Tensor, after: ActsAfter) -> list[DecoderLayer]:
+        """One event per sample: its rows alone, without padding. After the layer, those that its attention left."""
         assert self.inputs is not None
         prompt, entry = prefill.prompt, prefill.entry
+        if self.seen:
+            layout = prefill.stage(self.index + 1).layout
+            return [
+                replace(event, hidden_states=layout.take(output, sample), after=after) for sample, event in enumerate(self.seen)
+            ]
         return [
             DecoderLayer(
                 index=self.index,
@@ -131,19 +159,22 @@ class LayerReduction:
                 source_memories=[source.memory for source in prompt.of_sample(sample)],
                 text_behind=entry.samples[sample].text_behind,
                 checks=prefill.checks,
+                after=after,
             )
             for sample in range(len(stage.layout.columns))
         ]
 
-    def run(self, prefill: Prefill, output: torch.Tensor) -> tuple[Stage, torch.Tensor] | None:
-        """Ask the methods; return the next stage and the layer's output without the dropped rows, or None."""
-        stage = prefill.stage(self.index).to(output.device)
-        events = self.events(prefill, stage, output)
+    def run(self, prefill: Prefill, output: torch.Tensor, after: ActsAfter) -> torch.Tensor | None:
+        """Ask the methods; return the states without the dropped rows, with a new stage in the prefill, or None."""
+        stage = prefill.stage(max(self.index, 0)).to(output.device)
+        before = [event.kept for event in self.seen] or [None] * len(stage.rows)
+        events = self.seen = self.events(prefill, stage, output, after)
         for event in events:
             if len(event.visual):
                 self.reduce(event)
-        self.projected.clear()
-        if all(event.kept is None for event in events):
+        if after == self.halves[-1]:
+            self.projected.clear()
+        if all(event.kept is known for event, known in zip(events, before, strict=True)):
             return None
         kept = [
             torch.arange(len(event.hidden_states), device=output.device) if event.kept is None else event.kept for event in events
@@ -161,19 +192,22 @@ class LayerReduction:
                 for event, positions, left in zip(events, stage.positions, kept, strict=True)
             ],
             blocks=None if stage.blocks is None else [block[left] for block, left in zip(stage.blocks, kept, strict=True)],
+            in_mlp=after == "attention" and self.index >= 0,
         )
+        check_rows(following.rows)
         self._set_positions(following, stage, events, kept, hidden)
-        self._set_mask(following, hidden)
-        return following, hidden
+        if following.first_layer < len(self.decoder.layers):
+            self._set_mask(following, hidden)
+        prefill.stages.append(following)
+        return hidden
 
     def _set_positions(
         self, following: Stage, stage: Stage, events: list[DecoderLayer], kept: list[torch.Tensor], hidden: torch.Tensor
     ) -> None:
         following.next_position = stage.next_position
         renumbered = [event.renumbered is not None for event in events]
-        own = self.types.of(self.index)
         for layer_type in self.types.since(following.first_layer):
-            if any(renumbered) or layer_type != own:
+            if any(renumbered) or layer_type != self.layer_type:
                 positions = following.layout.pad(following.positions)
                 following.position_embeddings[layer_type] = self.types.rotary(hidden, positions, layer_type)
             else:
@@ -196,7 +230,7 @@ class LayerReduction:
             return
         if self.call.get("attention_mask") is None and not following.layout.padded:
             return
-        following.masks[self.types.of(self.index)] = create_causal_mask(
+        following.masks[self.layer_type] = create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=hidden,
             attention_mask=following.layout.mask(hidden.device) if following.layout.padded else None,

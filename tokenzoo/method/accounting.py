@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenzoo.errors import UnsupportedError, UserError
-from tokenzoo.method.reduction import DataDependentError
+from tokenzoo.method.reduction import HALVES, DataDependentError
 from tokenzoo.method.workload import Architecture, RecordedSource, Source, Workload
 
 if TYPE_CHECKING:
@@ -143,12 +143,17 @@ def entry_accounts(methods: Methods, workload: Workload) -> list[EntryAccount]:
 
 
 def acting_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
-    """The decoder layers after which a method acts, ascending; raises UserError for one with no layer behind it."""
+    """The decoder layers after which, or after whose attention, a method acts, ascending.
+
+    Raises UserError for one behind which nothing would see fewer tokens.
+    """
+    inside = method.acts_after == "attention"
     acting = tuple(sorted(method.kept(0, layers)))
     for layer in acting:
-        if layer < 0:
-            raise UserError(f"'{method}' would act after layer {layer}; layers are counted from 0.")
-        if layer >= layers - 1:
+        if layer < -inside:
+            first = "-1 is the place before layer 0" if inside else "layers are counted from 0"
+            raise UserError(f"'{method}' would act after layer {layer}; {first}.")
+        if layer >= layers - 1 + inside:
             raise UserError(
                 f"'{method}' would act after layer {layer}, but of the model's {layers} layers the last is {layers - 1}: no "
                 f"layer would see fewer tokens. Run 'tokenzoo show {method.name}'."
@@ -157,16 +162,17 @@ def acting_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
 
 
 def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, TokenReducer, int | None]]:
-    """(layer, method, tokens left after it) in the order in which the methods act."""
+    """(layer, method, tokens left after it) in the order in which the methods act: after a layer's attention, then after it."""
     kept: list[tuple[TokenReducer, Mapping[int, int | None]]] = []
     for method in methods:
         if method.acts_inside:
             acting_layers(method, layers)
             kept.append((method, method.kept(entered, layers)))
-    for layer in range(layers):
-        for method, counts in kept:
-            if layer in counts:
-                yield layer, method, counts[layer]
+    for layer in range(-1, layers):
+        for half in HALVES:
+            for method, counts in kept:
+                if method.acts_after == half and layer in counts:
+                    yield layer, method, counts[layer]
 
 
 def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int]]:
@@ -177,7 +183,7 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
         if count is None:
             if workload.recorded is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-            count = workload.recorded.after(layer)
+            count = workload.recorded.after(layer, method.acts_after)
         if count < present:
             yield layer, method, present, count
             present = count
@@ -188,11 +194,24 @@ def schedule(methods: Methods, workload: Workload) -> list[int]:
 
     Raises DataDependentError where a count depends on the picture and `workload.recorded` is None.
     """
+    return _schedules(methods, workload)[0]
+
+
+def mlp_schedule(methods: Methods, workload: Workload) -> list[int]:
+    """Visual tokens that the MLP of each decoder layer sees; raises as `schedule`."""
+    return _schedules(methods, workload)[1]
+
+
+def _schedules(methods: Methods, workload: Workload) -> tuple[list[int], list[int]]:
+    """Visual tokens in the attention, and in the MLP, of each decoder layer."""
     layers = workload.architecture.layers
-    counts = [sum(account.entered for account in entry_accounts(methods, workload))] * layers
-    for layer, _, _, after in _walk(methods, workload):
-        counts[layer + 1 :] = [after] * (layers - layer - 1)
-    return counts
+    entered = sum(account.entered for account in entry_accounts(methods, workload))
+    attention, mlp = [entered] * layers, [entered] * layers
+    for layer, method, _, after in _walk(methods, workload):
+        attention[layer + 1 :] = [after] * (layers - layer - 1)
+        first = max(layer, 0) if method.acts_after == "attention" else layer + 1
+        mlp[first:] = [after] * (layers - first)
+    return attention, mlp
 
 
 def projector_tokens(methods: Methods, workload: Workload) -> int:

@@ -1,20 +1,42 @@
-"""What a method sees inside the LLM: one sample, without padding, after one decoder layer.
+"""What a method sees inside the LLM: one sample, without padding, after one decoder layer or after its attention.
 
 What costs something is a method and is computed when asked for, never before.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenzoo.lazy import torch
 from tokenzoo.method import ops
-from tokenzoo.method.reduction import PositionPolicy, Reduction
+from tokenzoo.method.reduction import ActsAfter, PositionPolicy, Reduction
 from tokenzoo.method.validation import Checks, check_count, check_reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which picture each token belongs to, and where it stands there; -1 for text, and in the pictures for structural tokens.
+
+    `source` is the number of its image or video in the sample, `view` that of its view (frame) there, `patch` its index in
+    the view. `kinds`: "image" or "video" for each source.
+    """
+
+    source: Tensor
+    view: Tensor
+    patch: Tensor
+    kinds: tuple[str, ...]
+
+    def of(self, rows: Tensor) -> Places:
+        """The same of some tokens alone."""
+        return replace(self, source=self.source[rows], view=self.view[rows], patch=self.patch[rows])
+
+    def to(self, device: torch.device) -> Places:
+        """The same on `device`."""
+        return replace(self, source=self.source.to(device), view=self.view.to(device), patch=self.patch.to(device))
 
 
 class LayerSignals(Protocol):
@@ -30,14 +52,17 @@ class LayerSignals(Protocol):
     def final_norm(self, states: Tensor) -> Tensor: ...
     def positions(self, rows: Tensor | None) -> Tensor: ...
     def frequencies(self) -> Tensor: ...
+    def places(self) -> Places: ...
     def visible(self, rows: Tensor, columns: Tensor | None, following: bool) -> Tensor | None: ...
 
 
 @dataclass
 class DecoderLayer:
-    """One sample after decoder layer `index` of `num_layers`.
+    """One sample after decoder layer `index` of `num_layers`, or `after` its "attention" alone.
 
-    `hidden_states` and `inputs` [tokens, hidden] are what the layer returned and got; `visual` and `text` the indices
+    `hidden_states` and `inputs` [tokens, hidden] are what the layer returned and got; after its attention, `hidden_states` are
+    the residual stream that its MLP is about to work on. Index -1 is the place before layer 0, where both are what entered
+    and no layer has queries, keys or attention yet. `visual` and `text` are the indices
     of the visual and of the text tokens among them, ascending. Structural tokens (newlines) count as visual.
     `entered`: how many visual tokens entered the LLM. `memory` lives as long as the sample's prefill, `source_memories`
     are those of `VisualTokens`, one for each image and video.
@@ -59,6 +84,14 @@ class DecoderLayer:
     #: How many text tokens stand behind the last visual token of the prompt.
     text_behind: int = 0
     checks: Checks = field(default_factory=Checks)
+    after: ActsAfter = "layer"
+
+    @property
+    def where(self) -> str:
+        """This place in words."""
+        if self.index < 0:
+            return "before layer 0"
+        return f"after layer {self.index}" if self.after == "layer" else f"after the attention of layer {self.index}"
 
     @property
     def text_after(self) -> Tensor:
@@ -91,6 +124,20 @@ class DecoderLayer:
         visible = self.signals.visible(self._place(rows), self.kept, False)
         return ops.attention_weights(self.query(rows), self.keys(), rows, self.signals.scaling, visible)
 
+    def strongest_attention(self, rows: str | Tensor) -> Tensor:
+        """For each token the largest attention weight of any head, summed over `rows`: [tokens], float32.
+
+        The weights of a block of rows are held at a time, never those of all (FitPrune).
+        """
+        rows = self.rows(rows)
+        query, key = self.query(rows), self.keys()
+        total = torch.zeros(key.shape[1], device=key.device)
+        block = ops.rows_at_once(len(query), len(total))
+        for part, queries in zip(rows.split(block), query.split(block, dim=1), strict=True):
+            visible = self.signals.visible(self._place(part), self.kept, False)
+            total += ops.attention_weights(queries, key, part, self.signals.scaling, visible).amax(0).sum(0)
+        return total
+
     def next_attention(self, rows: str | Tensor = "last") -> Tensor:
         """Attention weights [heads, rows, tokens] that the NEXT layer's norm, projections and rotary embedding give
         on `hidden_states` (PyramidDrop). Costs that layer's key projection of all tokens and the query of `rows`."""
@@ -117,6 +164,11 @@ class DecoderLayer:
         """The position id of each token, [tokens], or [3, tokens] with M-RoPE."""
         return self.signals.positions(self.kept) if self.renumbered is None else self.renumbered
 
+    def places(self) -> Places:
+        """Which picture each visual token belongs to, and where it stands there: a video's frame and patch."""
+        places = self.signals.places()
+        return (places if self.kept is None else places.of(self.kept)).of(self.visual)
+
     def frequencies(self) -> Tensor:
         """The angle by which the rotary embedding turns each pair of channels per position, [head dim / 2]."""
         return self.signals.frequencies()
@@ -133,10 +185,12 @@ class DecoderLayer:
         Kept tokens stay in sequence order, whatever the order returned: the causal mask remains valid then. Appended
         ones go behind their run of visual tokens.
         """
-        where = f"after layer {self.index}"
+        where = self.where
         anchors = check_reduction(result, self.hidden_states[self.visual], method, where, unique_anchors=True, checks=self.checks)
         appended = result.appended if isinstance(result, Reduction) else 0
         check_count(len(anchors), count, method, where)
+        if not isinstance(result, Reduction) and len(anchors) == len(self.visual):
+            return  # every token stays
         if isinstance(result, Reduction):
             self.hidden_states = self.hidden_states.index_copy(0, self.visual[anchors], result.features)
         rows, is_visual = self._left(anchors, appended)

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenzoo.method import ops
 from tokenzoo.method.accounting import EntryStep
-from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.decoder_layer import DecoderLayer, Places
 from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.visual_tokens import Queries, VisualTokens
 from tokenzoo.method.weightless import Weightless, stand_in
 from tokenzoo.method.workload import Architecture, Source, Workload, guessed_grid
@@ -51,7 +52,7 @@ def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, 
     def run() -> None:
         memory: dict[str, Any] = {}
         for layer, before, after in steps:
-            method.pick(layer_event(layer, before, entered, workload, memory), after)
+            method.pick(layer_event(layer, before, entered, workload, memory, method.acts_after), after)
 
     return _count(key, run)
 
@@ -140,7 +141,9 @@ class _Text:
         return self.after()
 
 
-def layer_event(index: int, visual: int, entered: int, workload: Workload, memory: dict[str, Any]) -> DecoderLayer:
+def layer_event(
+    index: int, visual: int, entered: int, workload: Workload, memory: dict[str, Any], after: ActsAfter = "layer"
+) -> DecoderLayer:
     """The text ahead of the last visual token, the visual tokens, the text behind them."""
     architecture, ahead, total = workload.architecture, workload.text_before, workload.text_tokens + visual
     return DecoderLayer(
@@ -152,6 +155,7 @@ def layer_event(index: int, visual: int, entered: int, workload: Workload, memor
         text=torch.cat([torch.arange(ahead), torch.arange(ahead + visual, total)]),
         entered=entered,
         signals=_Layer(architecture, total),
+        after=after,
         text_behind=workload.text_tokens - ahead,
         memory=memory,
     )
@@ -190,6 +194,11 @@ class _Layer:
 
     def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
         return torch.arange(self.tokens)
+
+    def places(self) -> Places:
+        """One picture in one row."""
+        tokens = torch.arange(self.tokens)
+        return Places(torch.zeros_like(tokens), torch.zeros_like(tokens), tokens, ("image",))
 
     def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
         return None

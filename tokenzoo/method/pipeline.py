@@ -55,6 +55,10 @@ class Pipeline:
         """Visual tokens entering each decoder layer; raises DataDependentError where the picture decides and none is recorded."""
         return accounting.schedule(self.reducers, workload)
 
+    def mlp_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens that each decoder layer's MLP sees."""
+        return accounting.mlp_schedule(self.reducers, workload)
+
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""
         return accounting.projector_tokens(self.reducers, workload)

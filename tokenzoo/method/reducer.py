@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenzoo.method import accounting, ops, parameters
-from tokenzoo.method.reduction import PositionPolicy, Reduction, UnreachableError
+from tokenzoo.method.reduction import ActsAfter, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.validation import InvalidReductionError
 from tokenzoo.method.workload import Architecture, Source, Workload
 
@@ -27,7 +27,8 @@ class TokenReducer:
     so `Annotated[int, Field(ge=1)]` bounds a value).
 
     **Before the LLM**: `left` declares how many tokens of an image or video remain, `reduce` decides which.
-    **Inside the LLM**: `kept` declares after which decoder layers how many remain, `score` (or `pick`) decides which.
+    **Inside the LLM**: `kept` declares after which decoder layers how many remain, `score` (or `pick`) decides which. With
+    `acts_after = "attention"` that is between the attention of those layers and their MLP, and before layer 0.
     A method implements either pair, or both. What it leaves out costs nothing.
 
     From the declaration follow the schedule, the FLOPs, the hooks, the checks (a method that promises n keeps n) and
@@ -45,6 +46,9 @@ class TokenReducer:
     whole_views: ClassVar[bool] = False
     #: True where the prompt's text has a say in which tokens are kept; what `tokenzoo list` says of it.
     text_aware: ClassVar[bool] = False
+    #: What of a layer named by `kept` has run when tokens leave: all of it, or "attention" alone, so that its own MLP
+    #: already works on what is left.
+    acts_after: ClassVar[ActsAfter] = "layer"
 
     def __post_init__(self) -> None:
         parameters.validate(self)
@@ -97,13 +101,15 @@ class TokenReducer:
     def kept(self, entered: int, layers: int) -> Mapping[int, int | None]:
         """After which decoder layers how many visual tokens remain, of `entered` that entered the LLM with `layers` layers.
 
-        The layers (from 0) must not depend on `entered`. None: the picture decides.
+        The layers (from 0) must not depend on `entered`. None: the picture decides. With `acts_after = "attention"` the last
+        layer may be named too, and -1 is the place before layer 0.
         """
         return {}
 
     def score(self, layer: DecoderLayer) -> torch.Tensor:
         """How much each token is worth after this layer: one number for each token of the sequence, or each visual one.
 
+        With `acts_after = "attention"` the layer's `hidden_states` are the residual stream between attention and MLP.
         The highest remain, in their order; of equal ones the first. Not asked for where no token, or every token, remains.
         """
         raise NotImplementedError
@@ -119,7 +125,7 @@ class TokenReducer:
         if score.ndim != 1 or len(score) not in (len(layer.visual), len(layer.hidden_states)):
             total, visual = len(layer.hidden_states), len(layer.visual)
             raise InvalidReductionError(
-                f"Method '{self.name}' (after layer {layer.index}): score() gave numbers of shape {list(score.shape)}; it must "
+                f"Method '{self.name}' ({layer.where}): score() gave numbers of shape {list(score.shape)}; it must "
                 f"give one for each of the {total} tokens of the sequence, or for each of the {visual} visual ones."
             )
         return ops.top_indices(score if len(score) == len(layer.visual) else score[layer.visual], count)
@@ -175,7 +181,10 @@ class TokenReducer:
         return self.implements("kept")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The decoder layers after which it acts; raises UserError where the model has no layer behind one of them."""
+        """The decoder layers after which, or after whose attention, it acts (-1: before layer 0).
+
+        Raises UserError where nothing behind one of them would see fewer tokens.
+        """
         return accounting.acting_layers(self, num_layers)
 
     @property
@@ -186,6 +195,10 @@ class TokenReducer:
     def schedule(self, workload: Workload) -> list[int]:
         """Visual tokens entering each decoder layer; raises DataDependentError where the picture decides and none is recorded."""
         return accounting.schedule([self], workload)
+
+    def mlp_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens that each decoder layer's MLP sees: fewer than enter the layer where they leave after its attention."""
+        return accounting.mlp_schedule([self], workload)
 
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""

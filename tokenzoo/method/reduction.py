@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 #: Position ids after a reduction. "keep": each token keeps the one it had. "renumber": 0..n-1.
 PositionPolicy = Literal["keep", "renumber"]
+#: What of a decoder layer has run when a method acts inside the LLM: its attention alone, or the whole layer, in this order.
+ActsAfter = Literal["attention", "layer"]
+HALVES: tuple[ActsAfter, ...] = ("attention", "layer")
 
 
 class DataDependentError(Exception):

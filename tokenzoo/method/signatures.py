@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
+from tokenzoo.method.reduction import HALVES
 
 #: The decisions of a method: what it does to tokens.
 DECISIONS = ("reduce", "pick")
@@ -42,6 +43,9 @@ def check_class(cls: Any) -> None:
         raise InvalidMethodError(
             f"class {cls.__name__} needs a class attribute `name` of lower-case letters, digits, - or _, not {cls.name!r}."
         )
+    if cls.acts_after not in HALVES:
+        choices = " or ".join(map(repr, HALVES))
+        raise InvalidMethodError(f"`acts_after` of class {cls.__name__} must be {choices}, not {cls.acts_after!r}.")
     _check_fields(cls)
     _check_misspelt(cls)
     for name in OVERRIDABLE:

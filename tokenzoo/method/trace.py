@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tokenzoo.errors import UserError
+from tokenzoo.method.reduction import HALVES, ActsAfter
 from tokenzoo.method.workload import Source
 
 FORMAT = 2
@@ -36,8 +37,9 @@ class SampleTrace:
 
     `entry[row]` is the index in the full prompt (padding not counted) that row `row` of the LLM's input stands at;
     `visual[row]` tells whether it is a visual token. `stages` lists (first decoder layer, rows present), the first
-    one with layer 0; a stage lasts until the next begins. `flops`: the methods' own matrix products, where they were
-    counted while they ran.
+    one with layer 0; a stage lasts until the next begins. `mlp_stages` lists (decoder layer, rows present) for the layers in
+    which rows left after attention: what their MLP saw. `flops`: the methods' own matrix products, where they were counted
+    while they ran.
     """
 
     prompt_tokens: int
@@ -46,10 +48,32 @@ class SampleTrace:
     sources: list[SourceTrace]
     stages: list[tuple[int, list[int]]]
     flops: int | None = None
+    mlp_stages: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def rows(self, layer: int) -> list[int]:
-        """The entry rows present in decoder layer `layer`, in sequence order."""
-        return [rows for first, rows in self.stages if first <= layer][-1]
+        """The entry rows present in decoder layer `layer`, in sequence order: its attention's, and so its KV cache's.
+
+        Those of the layer behind the last one are what is left at the end; those of layer -1 all that entered.
+        """
+        return next((rows for first, rows in reversed(self.stages) if first <= layer), list(range(len(self.entry))))
+
+    def mlp_rows(self, layer: int) -> list[int]:
+        """The entry rows that the MLP of decoder layer `layer` saw."""
+        return dict(self.mlp_stages).get(layer, self.rows(layer))
+
+    def exits(self) -> dict[int, tuple[int, ActsAfter]]:
+        """For each entry row that did not stay to the end, after which layer, or after which layer's "attention", it left.
+
+        (-1, "attention") is the place before layer 0.
+        """
+        points = [((first - 1, HALVES[first > 0]), rows) for first, rows in self.stages]
+        points += [((layer, HALVES[0]), rows) for layer, rows in self.mlp_stages]
+        found: dict[int, tuple[int, ActsAfter]] = {}
+        present = set(range(len(self.entry)))
+        for point, rows in sorted(points, key=lambda made: (made[0][0], HALVES.index(made[0][1]))):
+            found |= dict.fromkeys(present - set(rows), point)
+            present = set(rows)
+        return found
 
 
 @dataclass
@@ -71,6 +95,20 @@ class Trace:
         firsts = sorted(counts)
         return [counts[max(first for first in firsts if first <= layer)] for layer in range(self.layers)]
 
+    def mlp_tokens(self, sample: int = 0) -> list[int]:
+        """Tokens (text and visual) that each layer's MLP saw."""
+        counts, trace = self.tokens(sample), self.samples[sample]
+        for layer, rows in trace.mlp_stages:
+            counts[layer] = len(rows)
+        return counts
+
+    def mlp_visual_tokens(self, sample: int = 0) -> list[int]:
+        """Visual tokens that each layer's MLP saw."""
+        counts, trace = self.visual_tokens(sample), self.samples[sample]
+        for layer, rows in trace.mlp_stages:
+            counts[layer] = sum(trace.visual[row] for row in rows)
+        return counts
+
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON."""
         Path(path).write_text(json.dumps({"format": FORMAT, **asdict(self)}))
@@ -90,6 +128,7 @@ class Trace:
                     sources=[_source(source) for source in sample["sources"]],
                     stages=[(first, rows) for first, rows in sample["stages"]],
                     flops=sample["flops"],
+                    mlp_stages=[(layer, rows) for layer, rows in sample.get("mlp_stages", [])],
                 )
                 for sample in data["samples"]
             ]

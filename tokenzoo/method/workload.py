@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tokenzoo.method.reduction import ActsAfter
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -125,17 +127,20 @@ class RecordedSource:
 class Recorded:
     """What a picture decided in a recorded run.
 
-    `visual`: visual tokens entering each decoder layer; those behind the last one have as many. `flops`: the methods'
-    own matrix products, where they were counted while they ran.
+    `visual`: visual tokens entering each decoder layer; those behind the last one have as many. `mlp`: those that each
+    layer's MLP saw, where it is not the same. `flops`: the methods' own matrix products, where they were counted while they
+    ran.
     """
 
     sources: tuple[RecordedSource, ...]
     visual: tuple[int, ...]
     flops: int | None = None
+    mlp: tuple[int, ...] = ()
 
-    def after(self, layer: int) -> int:
-        """Visual tokens entering the layer behind `layer`."""
-        return self.visual[min(layer + 1, len(self.visual) - 1)]
+    def after(self, layer: int, what: ActsAfter = "layer") -> int:
+        """Visual tokens left after `layer`, or after its attention alone; -1 is the place before layer 0."""
+        counts, place = (self.mlp, layer) if what == "attention" and self.mlp and layer >= 0 else (self.visual, layer + 1)
+        return counts[min(place, len(counts) - 1)]
 
 
 @dataclass(frozen=True)

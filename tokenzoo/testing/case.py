@@ -118,8 +118,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
     finally:
         handle.remove()
     if not case.generates:
-        last = trace.layers - 1
-        counts = [len(sample.rows(last)) for sample in trace.samples]
+        counts = [len(sample.rows(trace.layers)) for sample in trace.samples]
         logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
     lengths = [int(layer.keys.shape[-2]) for layer in cache.layers]
     return Outcome(trace, logits, generated, lengths, seen[0], entering, inside)

@@ -40,7 +40,8 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
         report.findings += leftovers(case)
     report.outcome = outcome
     report.dropped = any(
-        outcome.trace.visual_tokens(i)[-1] < sum(map(_offered, sample.sources)) for i, sample in enumerate(outcome.trace.samples)
+        outcome.trace.mlp_visual_tokens(index)[-1] < sum(map(_offered, sample.sources))
+        for index, sample in enumerate(outcome.trace.samples)
     )
     for copy, state in zip(watched, states, strict=True):
         if not _equal_state(vars(copy), state):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,17 +28,18 @@ def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
     for index, sample in enumerate(trace.samples):
         text = _text(case, index)
         where = f"{case.where}, sample {index}"
-        for layer in range(trace.layers):
-            rows = sample.rows(layer)
+        before = set(sample.rows(-1))
+        for name, rows in _passed(sample, trace.layers):
             present = [sample.entry[row] for row in rows if not sample.visual[row]]
             if present != text:
                 gone = sorted(set(text) - set(present))
                 what = f"text token {gone[0]} of the prompt is gone" if gone else "text is out of order"
-                yield Finding(6, where, f"{what} in decoder layer {layer}; only visual tokens may be dropped.")
+                yield Finding(6, where, f"{what} in {name}; only visual tokens may be dropped.")
                 break
-            if layer and not set(rows) <= set(sample.rows(layer - 1)):
-                yield Finding(1, where, f"decoder layer {layer} has tokens that layer {layer - 1} had not.")
+            if not set(rows) <= before:
+                yield Finding(1, where, f"{name} has tokens that were gone before it.")
                 break
+            before = set(rows)
     new = outcome.generated.shape[1]
     expected = [
         max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0) for layer in range(trace.layers)
@@ -49,6 +50,13 @@ def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
         if want != got:
             yield Finding(5, case.where, f"the cache of layer {layer} holds {got} tokens, the trace says {want}.")
             break
+
+
+def _passed(sample: SampleTrace, layers: int) -> Iterator[tuple[str, list[int]]]:
+    """The rows that each decoder layer, and then its MLP, saw."""
+    for layer in range(layers):
+        yield f"decoder layer {layer}", sample.rows(layer)
+        yield f"the MLP of decoder layer {layer}", sample.mlp_rows(layer)
 
 
 def _text(case: Case, index: int) -> list[int]:
@@ -62,45 +70,46 @@ def _text(case: Case, index: int) -> list[int]:
 
 
 def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
-    """The schedule says how many visual tokens each layer gets; the trace says how many it got."""
+    """The schedules say how many visual tokens each layer, and each MLP, gets; the trace says how many it got."""
     pipeline, architecture = Pipeline(tuple(reducers)), case.family.architecture(case.model)
     for index, sample in enumerate(outcome.trace.samples):
-        got = outcome.trace.visual_tokens(index)
         where = f"{case.where}, sample {index}"
         sources = tuple(source.source for source in sample.sources)
         if not sources:
-            if len(sample.rows(outcome.trace.layers - 1)) != sample.prompt_tokens:
+            if len(sample.rows(outcome.trace.layers)) != sample.prompt_tokens:
                 yield Finding(6, where, "a sample without images was changed.")
             continue
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
         workload = Workload(architecture, sources, text)
-        try:
-            promised = _schedule(pipeline, workload, sample)
-        except DataDependentError:
-            yield Finding(6, where, "schedule() raises DataDependentError although workload.recorded is given.")
-            return
-        except Exception as error:
-            yield Finding(6, where, f"schedule() raised {reason(error)}")
-            return
-        if len(promised) != len(got):
-            yield Finding(6, where, f"schedule() has {len(promised)} entries for {len(got)} decoder layers.")
-            return
-        wrong = [layer for layer, (want, have) in enumerate(zip(promised, got, strict=True)) if want != have]
-        if wrong:
-            layer = wrong[0]
-            yield Finding(
-                6,
-                where,
-                f"schedule() promises {promised[layer]} visual tokens in layer {layer}, {got[layer]} were there.",
-            )
+        for name, of_layer, schedule, got in (
+            ("schedule", "layer", pipeline.schedule, outcome.trace.visual_tokens(index)),
+            ("mlp_schedule", "the MLP of layer", pipeline.mlp_schedule, outcome.trace.mlp_visual_tokens(index)),
+        ):
+            try:
+                promised = _promised(schedule, workload, sample)
+            except DataDependentError:
+                yield Finding(6, where, f"{name}() raises DataDependentError although workload.recorded is given.")
+                return
+            except Exception as error:
+                yield Finding(6, where, f"{name}() raised {reason(error)}")
+                return
+            if len(promised) != len(got):
+                yield Finding(6, where, f"{name}() has {len(promised)} entries for {len(got)} decoder layers.")
+                return
+            wrong = [layer for layer, (want, have) in enumerate(zip(promised, got, strict=True)) if want != have]
+            if wrong:
+                layer = wrong[0]
+                promise = f"{name}() promises {promised[layer]} visual tokens in {of_layer} {layer}"
+                yield Finding(6, where, f"{promise}, {got[layer]} were there.")
+                break
 
 
-def _schedule(pipeline: Pipeline, workload: Workload, sample: SampleTrace) -> list[int]:
+def _promised(schedule: Callable[[Workload], list[int]], workload: Workload, sample: SampleTrace) -> list[int]:
     """The promise made without seeing the picture, or, where the picture decides, from what was recorded."""
     try:
-        return list(pipeline.schedule(workload))
+        return list(schedule(workload))
     except DataDependentError:
-        return list(pipeline.schedule(replace(workload, recorded=recorded_run(sample))))
+        return list(schedule(replace(workload, recorded=recorded_run(sample))))
 
 
 def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:

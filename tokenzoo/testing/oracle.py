@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.trace import SampleTrace
 
 
@@ -40,13 +41,14 @@ class FullPrompt:
 class OracleSample:
     """One sample: its trace, the embeddings that entered, and tokens merged inside the LLM.
 
-    `merged` maps a decoder layer to (entry rows [merged], their new states [merged, hidden]) after it. `numbers`: the entry
-    rows' positions where they were renumbered before the LLM. `renumbered`: after which layer which row got which position.
+    `merged` maps a place, (decoder layer, "attention" or "layer"), to (entry rows [merged], their new states [merged, hidden])
+    after it; (-1, "attention") is the place before layer 0. `numbers`: the entry rows' positions where they were renumbered
+    before the LLM. `renumbered`: after which layer which row got which position.
     """
 
     trace: SampleTrace
     entry: torch.Tensor
-    merged: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    merged: dict[tuple[int, ActsAfter], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     numbers: list[int] | None = None
     renumbered: dict[int, dict[int, int]] = field(default_factory=dict)
 
@@ -131,6 +133,7 @@ def oracle_logits(
     blocks = _blocks(prompt, index, columns[torch.cat([gone, entry_index])], new)
     masks: dict[int | None, torch.Tensor] = {}
     rotary: dict[str, Any] = {}
+    hidden = _with_merged(hidden, first, sample.merged.get((-1, "attention")))
     for number, layer in enumerate(decoder.layers):
         places = sample.renumbered.get(number - 1)
         if places:
@@ -144,20 +147,43 @@ def oracle_logits(
             masks = {}
         if window not in masks:
             masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
-        with _masks_allowed(decoder):
+        with _masks_allowed(decoder), _merging_inside(layer, first, sample.merged.get((number, "attention"))):
             hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in prompt.additions:
             hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
-        if number in sample.merged:
-            merged_rows, states = sample.merged[number]
-            hidden = hidden.clone()
-            hidden[0, first + merged_rows] = states
+        hidden = _with_merged(hidden, first, sample.merged.get((number, "layer")))
     left = torch.tensor(
-        [*(first + row for row in trace.rows(len(decoder.layers) - 1)), *range(first + count, first + count + new)],
-        device=device,
+        [*(first + row for row in trace.rows(len(decoder.layers))), *range(first + count, first + count + new)], device=device
     )
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
+
+
+def _with_merged(hidden: torch.Tensor, first: int, merged: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    """The states with those of merged rows in their places."""
+    if merged is None:
+        return hidden
+    hidden = hidden.clone()
+    hidden[0, first + merged[0]] = merged[1]
+    return hidden
+
+
+@contextmanager
+def _merging_inside(layer: Any, first: int, merged: tuple[torch.Tensor, torch.Tensor] | None) -> Iterator[None]:
+    """The layer's residual stream gets the merged rows in place, between its attention and its MLP."""
+    if merged is None:
+        yield
+        return
+
+    def write(module: nn.Module, args: Any) -> None:
+        args[0][0, first + merged[0]] = merged[1]
+
+    norm = getattr(layer, "pre_feedforward_layernorm", None) or layer.post_attention_layernorm
+    handle = norm.register_forward_pre_hook(write)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

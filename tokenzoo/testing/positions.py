@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.reduction import Reduction
+from tokenzoo.method.reduction import HALVES, ActsAfter, Reduction
 from tokenzoo.testing.case import Case, Outcome
 from tokenzoo.testing.oracle import OracleSample
 from tokenzoo.testing.recorder import Call
@@ -24,14 +24,15 @@ def oracle_sample(
     sample = outcome.trace.samples[index]
     numbers = None if case.mrope else _entry_numbers(case, outcome, index, reducers)
     renumbered: dict[int, dict[int, int]] = {}
-    merged: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    merged: dict[tuple[int, ActsAfter], tuple[torch.Tensor, torch.Tensor]] = {}
     calls = {(call.layer, call.method): call for call in outcome.inside[index]}
     acting = sorted({layer for reducer in reducers for layer in reducer.layers(outcome.trace.layers)})
-    count = sum(sample.visual[row] for row in sample.rows(0))
+    count = sum(sample.visual)
+    order = sorted(enumerate(reducers), key=lambda numbered: HALVES.index(numbered[1].acts_after))
     for layer in acting:
         rows = sample.rows(layer)
         places: dict[int, int] = {}
-        for number, reducer in enumerate(reducers):
+        for number, reducer in order:
             kept = reducer.kept(count, outcome.trace.layers)
             if layer not in kept:
                 continue
@@ -42,10 +43,11 @@ def oracle_sample(
                 features = call.result.features
                 anchors = torch.tensor([visual[anchor] for anchor in call.anchors], dtype=torch.long, device=features.device)
                 states = (anchors, features)
-                known = merged.get(layer)
-                merged[layer] = states if known is None else tuple(map(torch.cat, zip(known, states, strict=True)))  # type: ignore[assignment]
+                place = layer, reducer.acts_after
+                known = merged.get(place)
+                merged[place] = states if known is None else tuple(map(torch.cat, zip(known, states, strict=True)))  # type: ignore[assignment]
             if reducer.layer_positions == "renumber" and not case.mrope and rows != before:
-                places = {row: place for place, row in enumerate(rows)}
+                places = {row: position for position, row in enumerate(rows)}
         if places:
             renumbered[layer] = places
     return OracleSample(sample, entered, merged, numbers, renumbered)

@@ -17,7 +17,8 @@ from tokenzoo.method.signatures import DECISIONS
 class Call:
     """One decision of method number `method`: the visual tokens it was given, what it returned, which inputs it changed.
 
-    `layer`: the decoder layer after which it decided; None before the LLM. `early`: before the projector.
+    `layer`: the decoder layer after which, or after whose attention, it decided (-1: before layer 0); None before the LLM.
+    `early`: before the projector.
     """
 
     method: int

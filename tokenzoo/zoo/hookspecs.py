@@ -1,8 +1,8 @@
 """Every point at which a plugin can join in, as pluggy hook specifications.
 
-The three run-time hooks are called in the order in which the methods are written (`a+b`: a, then b). A
-`TokenReducer` need not know them: the host registers one for each of its methods `before_projector`, `pre_llm` and
-`after_layer`. A plugin that only watches (a recorder, a visualiser) implements them directly and returns nothing.
+The four run-time hooks are called in the order in which the methods are written (`a+b`: a, then b). A
+`TokenReducer` need not know them: the host asks it first. A plugin that only watches (a recorder, a visualiser) implements
+them and returns nothing; it must change nothing.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ class RunHooks:
 
     @hookspec
     def tokenzoo_before_projector(self, tokens: VisualTokens) -> None:
-        """See, or through `tokens.reduce` change, one image's or video's encoder features before the projector."""
+        """See one image's or video's encoder features before the projector."""
 
     @hookspec
     def tokenzoo_pre_llm(self, tokens: VisualTokens) -> None:
-        """See, or through `tokens.reduce` change, one image's or video's embeddings as they enter the LLM."""
+        """See one image's or video's embeddings as they enter the LLM."""
+
+    @hookspec
+    def tokenzoo_after_attention(self, layer: DecoderLayer) -> None:
+        """See one sample's visual tokens between attention and MLP of a decoder layer where methods act; -1: before layer 0."""
 
     @hookspec
     def tokenzoo_after_layer(self, layer: DecoderLayer) -> None:
-        """See, or through `layer.reduce` change, one sample's visual tokens after a decoder layer."""
+        """See one sample's visual tokens after a decoder layer after which methods act."""
 
 
 class RegistrationHooks:

@@ -30,6 +30,9 @@ class Gemma3(Llava):
         side = self.projector(model).tokens_per_side
         return side, side
 
+    def mlp_branch(self, layer: Module) -> tuple[Module, Module]:
+        return layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+
     def rotary(
         self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
     ) -> tuple[torch.Tensor, torch.Tensor]:

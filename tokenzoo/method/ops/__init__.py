@@ -11,6 +11,7 @@ from tokenzoo.method.ops.attention import (
     encoder_attention_flops,
     pagerank,
     pagerank_flops,
+    rows_at_once,
 )
 from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
 from tokenzoo.method.ops.directions import principal_directions, principal_directions_flops
@@ -49,6 +50,7 @@ __all__ = [
     "pick_views",
     "principal_directions",
     "principal_directions_flops",
+    "rows_at_once",
     "share_of",
     "static_windows",
     "top_indices",

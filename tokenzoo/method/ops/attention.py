@@ -32,8 +32,13 @@ def attention_flops(rows: int, tokens: int, heads: int, head_dim: int) -> int:
     return 2 * heads * rows * tokens * head_dim
 
 
-#: Attention weights that `encoder_attention` holds at a time.
-_ENCODER_ELEMENTS = 1 << 24
+#: Attention weights that `encoder_attention`, or who asks for `rows_at_once`, holds at a time.
+_ELEMENTS = 1 << 24
+
+
+def rows_at_once(heads: int, tokens: int) -> int:
+    """How many rows of attention weights of `heads` heads over `tokens` columns to hold at a time: 64 MB of them."""
+    return max(1, _ELEMENTS // (heads * tokens or 1))
 
 
 def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, segments: Tensor | None = None) -> Tensor:
@@ -45,7 +50,7 @@ def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, 
     views, heads, rows, _ = query.shape
     rows = 1 if queries == "cls" else rows
     query, key = (states.flatten(0, 1) for states in ((query[:, :, :rows] * scaling), key))
-    block = max(1, min(rows, _ENCODER_ELEMENTS // (len(key) * key.shape[1] or 1)))
+    block = max(1, min(rows, rows_at_once(len(key), key.shape[1])))
     total = torch.zeros(len(key), key.shape[1], device=key.device)
     for start in range(0, rows, block):
         logits = torch.bmm(query[:, start : start + block], key.transpose(1, 2)).float()
