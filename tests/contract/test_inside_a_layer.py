@@ -226,7 +226,7 @@ def test_places_outside_the_decoder_are_refused(place: int) -> None:
 
 
 def test_a_layer_of_other_parts_is_refused_by_name() -> None:
-    model = tiny_model("llava", layers=3)
+    model = tiny_model("llava", layers=LAYERS)
     model.model.language_model.layers[0].post_mlp_layernorm = nn.Identity().eval()
     message = "Family 'llava' does not say where the MLP half of LlamaDecoderLayer begins"
     with pytest.raises(UnsupportedError, match=message), tokenzoo.apply(model, [Thinning()]):
