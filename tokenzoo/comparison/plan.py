@@ -119,6 +119,8 @@ class LoadedModels:
         if name not in self._held:
             self._held.clear()
             options = self._settings
+            if options.device == "auto":
+                raise UserError("Time and memory are measured on one device: choose --device cuda:0, or another, not 'auto'.")
             self._held[name] = load(name, options.dtype, options.attention, options.device, allow_missing=options.allow_missing)
         return self._held[name]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, is_accelerate_available, logging
 
 from tokenzoo import errors
 from tokenzoo.errors import UserError
@@ -33,6 +33,9 @@ from tokenzoo.models.question import Question
 from tokenzoo.models.resolution import smaller, smaller_square
 
 __all__ = ["CHECKPOINTS", "DTYPES", "EMBEDDED", "Checkpoint", "knows", "load", "read_image", "read_video"]
+
+#: The device that stands for all of them.
+SPREAD = "auto"
 
 
 @dataclass
@@ -125,7 +128,7 @@ def load(
 
     :param model: "embedded:llava", "embedded:onevision", a directory with a config.json, or a Hub id
     :param dtype: one of `DTYPES`; float32 on the CPU and the checkpoint's own elsewhere if not given
-    :param device: "cuda" where there is one, else "cpu", if not given
+    :param device: "cuda" where there is one, else "cpu", if not given; "auto" spreads it over all there are, by accelerate
     :param allow_missing: take a checkpoint without some of the weights: they are random then
     :raises UserError: if the model cannot be found or reached, is no image-text-to-text model, or its files are broken
     """
@@ -133,21 +136,22 @@ def load(
         raise errors.unknown("dtype", dtype, DTYPES, "tokenzoo compare --help")
     source = locate(model)
     stay_offline_without_hub(source)
-    device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
+    accelerated = torch.cuda.is_available()
+    device = check_device(device or ("cuda" if accelerated else "cpu"))
+    dtype = dtype or ("float32" if device == "cpu" or (device == SPREAD and not accelerated) else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _explained(model, source):
         config = AutoConfig.from_pretrained(source, **options)
         found = _with_processor(Checkpoint(model, SimpleNamespace(config=config), None), source, options)  # before the weights
-        quantised = getattr(config, "quantization_config", None) is not None
-        placed = {"device_map": device} if quantised else {}
+        stays = device == SPREAD or getattr(config, "quantization_config", None) is not None  # where from_pretrained puts it
+        placed = {"device_map": device} if stays else {}
         with_report: Any = AutoModelForImageTextToText.from_pretrained
         loaded, about = with_report(
             source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **placed, **options,
         )  # fmt: skip
         _check_complete(model, about, allow_missing)
-        found.model = (loaded if quantised else loaded.to(device)).eval()
+        found.model = (loaded if stays else loaded.to(device)).eval()
         return found
 
 
@@ -180,7 +184,11 @@ def _with_processor(found: Checkpoint, source: str, options: dict[str, Any]) -> 
 
 
 def check_device(device: str) -> str:
-    """Return the name of a device that torch has; raises UserError for any other."""
+    """Return the name of a device that torch has, or `SPREAD`; raises UserError for any other."""
+    if device == SPREAD:
+        if not is_accelerate_available():
+            raise UserError("Device 'auto' spreads a model by accelerate, which is missing. Run 'pip install accelerate'.")
+        return device
     try:
         kind = torch.device(device)
         torch.empty(0, device=kind)
