@@ -31,7 +31,9 @@ MAX_NEW_TOKENS = 32
 )
 @click.option("--dtype", type=DTYPE, help="Weights' type: float32, bfloat16, ... [default: float32 on the CPU]")
 @click.option("--trace", "trace_file", type=click.Path(path_type=Path), help="Also write the trace (JSON) here.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")
+@click.option(
+    "--device", default=None, help="cpu, cuda, cuda:1, ..., or auto: spread over all there are [default: cuda where there is one]"
+)
 @click.option("--allow-missing", is_flag=True, help="Load a checkpoint that lacks weights: those are random then.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint.")
 def command(

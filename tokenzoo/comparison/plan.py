@@ -18,7 +18,7 @@ from tokenzoo.errors import UserError, unknown
 from tokenzoo.lmms.benchmark import Benchmark, benchmark_of
 from tokenzoo.lmms.known import PREFIX
 from tokenzoo.method.pipeline import Pipeline
-from tokenzoo.models.names import CHECKPOINTS, config_of, video_token_of
+from tokenzoo.models.names import CHECKPOINTS, config_of, shows_videos
 from tokenzoo.models.question import Question
 from tokenzoo.paths import is_folder
 from tokenzoo.zoo.plugins import Zoo, load_zoo
@@ -119,6 +119,8 @@ class LoadedModels:
         if name not in self._held:
             self._held.clear()
             options = self._settings
+            if options.device == "auto":
+                raise UserError("Time and memory are measured on one device: choose --device cuda:0, or another, not 'auto'.")
             self._held[name] = load(name, options.dtype, options.attention, options.device, allow_missing=options.allow_missing)
         return self._held[name]
 
@@ -228,7 +230,7 @@ def _sections(model: str, tasks: Sequence[Task], kinds: Sequence[Kind], models: 
     if not wanted:
         return []
     config = config_of(model)
-    videos = video_token_of(config) is not None if config is not None else _asked_online(model) if online else None
+    videos = shows_videos(config) if config is not None else _asked_online(model) if online else None
     if videos is False:
         wanted = [kind for kind in wanted if kind != "video"]
     return [SectionPlan(model, kind, [task for task in tasks if task.modality == kind], videos, models) for kind in wanted]

@@ -8,6 +8,7 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.masks import seen
+from tokenzoo.host.placement import beside
 from tokenzoo.method.decoder_layer import Places
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class LayerInSample:
 
     def final_norm(self, states: torch.Tensor) -> torch.Tensor:
         norm = self.around.decoder.norm
-        return norm(states.to(norm.weight.device)).to(states.device)
+        return norm(beside(states, norm)).to(states.device)
 
     def positions(self, rows: torch.Tensor | None) -> torch.Tensor:
         positions = self.stage.positions[self.sample]
@@ -85,7 +86,7 @@ class LayerInSample:
             raise UnsupportedError(f"Layer {index - 1} is the last one: no next layer has attention.")
         following = self.around.decoder.layers[index]
         projection = self.around.family.decoder_projections(following)[which]
-        there = states.to(projection.weight.device)  # the next layer may lie on another device
+        there = beside(states, projection)  # the next layer may lie on another device
         return self._turned(index, which, projection(following.input_layernorm(there)), rows).to(states.device)
 
     def _turned(self, index: int, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

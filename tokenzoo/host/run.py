@@ -19,6 +19,7 @@ from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import LayerTypes, read_masks
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.mlp_half import MlpHalf
+from tokenzoo.host.placement import beside
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import KINDS, PlacedSource, Prompt, Span, place, prompt_of_spans
 from tokenzoo.host.recording import build_trace
@@ -218,7 +219,7 @@ class Run:
         ids = self.tokenizer(words, is_split_into_words=True, add_special_tokens=True, return_tensors="pt")["input_ids"][0]
         if len(ids) > 1 and int(ids[0]) == self.tokenizer.bos_token_id:
             ids = ids[1:]
-        return self.decoder.embed_tokens(ids.to(self.decoder.embed_tokens.weight.device))
+        return self.decoder.embed_tokens(beside(ids, self.decoder.embed_tokens))
 
     def _on_cpu(self, mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The padding mask and input_ids on the CPU: what the prompt looks like decides shapes. The one wait of a prefill."""

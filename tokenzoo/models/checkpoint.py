@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, is_accelerate_available, logging
 
 from tokenzoo import errors
 from tokenzoo.errors import UserError
-from tokenzoo.models.inputs import with_processor, without_processor
+from tokenzoo.models.inputs import WITHOUT_PROCESSOR, with_processor, without_processor
 from tokenzoo.models.media import first_line, read_image, read_video
 from tokenzoo.models.names import (
     CHECKPOINTS,
@@ -25,22 +26,25 @@ from tokenzoo.models.names import (
     config_of,
     knows,
     locate,
+    shows_videos,
     stay_offline_without_hub,
-    video_token_of,
 )
 from tokenzoo.models.question import Question
 from tokenzoo.models.resolution import smaller, smaller_square
 
 __all__ = ["CHECKPOINTS", "DTYPES", "EMBEDDED", "Checkpoint", "knows", "load", "read_image", "read_video"]
 
+#: The device that stands for all of them.
+SPREAD = "auto"
+
 
 @dataclass
 class Checkpoint:
     """A model and what turns questions into its inputs.
 
-    ``processor`` is None where it cannot be built (LLaVA-OneVision and Qwen2-VL without torchvision); ``image_processor`` and
-    ``tokenizer`` then do its work. ``folder`` holds the files it was loaded from, None where it was made in memory.
-    ``picture_scale`` is what each side of a picture or frame is multiplied by before the processor sees it.
+    ``processor`` is None where it cannot be built (LLaVA-OneVision, Qwen2-VL and Qwen2.5-VL without torchvision);
+    ``image_processor`` and ``tokenizer`` then do its work. ``folder`` holds the files it was loaded from, None where it was
+    made in memory. ``picture_scale`` is what each side of a picture or frame is multiplied by before the processor sees it.
     ``elsewhere`` is what another process told of the model where it runs there: ``model`` has a config then, no weights.
     """
 
@@ -74,7 +78,8 @@ class Checkpoint:
             made = with_processor(self.processor, questions, options)
         else:
             made = without_processor(self.model, self.tokenizer, self.image_processor, questions)
-        made.pop("token_type_ids", None)
+        if "token_type_ids" not in inspect.signature(type(self.model).forward).parameters:  # Gemma's model needs them
+            made.pop("token_type_ids", None)
         placed = {name: value.to(self.model.device) for name, value in made.items()}
         return {name: value.to(self.model.dtype) if value.is_floating_point() else value for name, value in placed.items()}
 
@@ -89,22 +94,26 @@ class Checkpoint:
 
     def check(self, question: Question) -> None:
         """Raise UserError where the model takes no videos, or the question holds a word that stands for a picture."""
-        if question.video and self._token("video") is None:
+        if question.video and not shows_videos(self.model.config.to_dict()):
             raise UserError(
                 f"Question '{question.id}' is about a video, which '{self.name}' does not take. Choose another --model."
             )
-        for kind in ("image", "video"):
-            token = self._token(kind)
-            word = self.tokenizer.convert_ids_to_tokens(token) if token is not None else None
-            if word and word in question.prompt:
+        if question.video and question.images and self.model.config.model_type == "smolvlm":
+            raise UserError(f"Question '{question.id}' shows pictures and a video: '{self.name}' takes one or the other.")
+        for word in self._placeholders():
+            if word in question.prompt:
                 raise UserError(f"Question '{question.id}' contains '{word}', which stands for a picture here. Reword it.")
 
     def decode(self, ids: torch.Tensor) -> list[str]:
         """Token ids [batch, tokens] as text, special tokens left out."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _token(self, kind: str) -> int | None:
-        return getattr(self.model.config, f"{kind}_token_id", None)
+    def _placeholders(self) -> set[str]:
+        """The words that stand for pictures: those of the config, and those that the processor replaces."""
+        kinds = ("image", "video")
+        ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in kinds]
+        words = [self.tokenizer.convert_ids_to_tokens(token) for token in ids if token is not None]
+        return {word for word in (*words, *(getattr(self.processor, f"{kind}_token", None) for kind in kinds)) if word}
 
 
 def load(
@@ -119,7 +128,7 @@ def load(
 
     :param model: "embedded:llava", "embedded:onevision", a directory with a config.json, or a Hub id
     :param dtype: one of `DTYPES`; float32 on the CPU and the checkpoint's own elsewhere if not given
-    :param device: "cuda" where there is one, else "cpu", if not given
+    :param device: "cuda" where there is one, else "cpu", if not given; "auto" spreads it over all there are, by accelerate
     :param allow_missing: take a checkpoint without some of the weights: they are random then
     :raises UserError: if the model cannot be found or reached, is no image-text-to-text model, or its files are broken
     """
@@ -127,21 +136,23 @@ def load(
         raise errors.unknown("dtype", dtype, DTYPES, "tokenzoo compare --help")
     source = locate(model)
     stay_offline_without_hub(source)
-    device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
+    accelerated = torch.cuda.is_available()
+    device = check_device(device or ("cuda" if accelerated else "cpu"))
+    dtype = dtype or ("float32" if device == "cpu" or (device == SPREAD and not accelerated) else "auto")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _explained(model, source):
         config = AutoConfig.from_pretrained(source, **options)
-        quantised = getattr(config, "quantization_config", None) is not None
-        placed = {"device_map": device} if quantised else {}
+        found = _with_processor(Checkpoint(model, SimpleNamespace(config=config), None), source, options)  # before the weights
+        stays = device == SPREAD or getattr(config, "quantization_config", None) is not None  # where from_pretrained puts it
+        placed = {"device_map": device} if stays else {}
         with_report: Any = AutoModelForImageTextToText.from_pretrained
         loaded, about = with_report(
             source, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **placed, **options,
         )  # fmt: skip
         _check_complete(model, about, allow_missing)
-        loaded = (loaded if quantised else loaded.to(device)).eval()
-        return _with_processor(Checkpoint(model, loaded, None), source, options)
+        found.model = (loaded if stays else loaded.to(device)).eval()
+        return found
 
 
 def outline(model: str, elsewhere: dict[str, Any]) -> Checkpoint:
@@ -159,15 +170,25 @@ def _with_processor(found: Checkpoint, source: str, options: dict[str, Any]) -> 
     """The checkpoint with its folder, its tokenizer, and its processor or what does its work."""
     found.tokenizer = AutoTokenizer.from_pretrained(source, **options)
     found.folder = Path(str(cached_file(source, "config.json"))).parent
-    if _complete_processor(found.model.config.model_type):
+    try:
         found.processor = AutoProcessor.from_pretrained(source, **options)
-    else:
+    except ImportError as error:  # halves for videos need torchvision, SmolVLM's needs num2words
+        kind = found.model.config.model_type
+        if kind not in WITHOUT_PROCESSOR:
+            raise UserError(
+                f"The processor of a '{kind}' model needs a package that is missing. Run 'pip install torchvision"
+                f"{' num2words' * (kind == 'smolvlm')}'."
+            ) from error
         found.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
     return found
 
 
 def check_device(device: str) -> str:
-    """Return the name of a device that torch has; raises UserError for any other."""
+    """Return the name of a device that torch has, or `SPREAD`; raises UserError for any other."""
+    if device == SPREAD:
+        if not is_accelerate_available():
+            raise UserError("Device 'auto' spreads a model by accelerate, which is missing. Run 'pip install accelerate'.")
+        return device
     try:
         kind = torch.device(device)
         torch.empty(0, device=kind)
@@ -185,7 +206,7 @@ def takes_videos(model: str) -> bool:
         stay_offline_without_hub(model)
         with _explained(model, model):
             config = AutoConfig.from_pretrained(model).to_dict()
-    return video_token_of(config) is not None
+    return shows_videos(config)
 
 
 def _check_complete(model: str, about: Any, allow_missing: bool) -> None:
@@ -226,10 +247,3 @@ def _explained(model: str, source: str) -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _complete_processor(model_type: str) -> bool:
-    """Whether AutoProcessor can build the whole processor here."""
-    from transformers.utils import is_torchvision_available
-
-    return is_torchvision_available() or model_type == "llava"

@@ -14,9 +14,13 @@ import torch
 from PIL import Image
 
 from tokenzoo.errors import UserError
-from tokenzoo.models.media import first_line
+from tokenzoo.models.media import first_line, shown_at
 from tokenzoo.models.question import Question
 
+#: The types of models whose inputs can be put together without their processor.
+WITHOUT_PROCESSOR = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
+#: Frames a second of a video whose frames do not tell when they are shown, where a processor has no rate of its own.
+FRAME_RATE = 2.0
 DEFAULT_TEMPLATE = "USER: {media}{prompt} ASSISTANT:"
 
 
@@ -63,10 +67,40 @@ def with_processor(
         media["images"] = images if all(images) else [image for row in images for image in row]
     videos = [np.stack([np.asarray(frame) for frame in question.video]) for question in questions if question.video]
     if videos:
-        media["videos"] = videos
+        rate = getattr(processor.video_processor, "fps", None) or FRAME_RATE
+        shown = [metadata(question.video, rate) for question in questions if question.video]
+        media |= {"videos": videos, "video_metadata": shown, "do_sample_frames": False}  # the frames are chosen already
     if image_options:
         media["images_kwargs"] = image_options
-    return dict(processor(text=texts, padding=True, return_tensors="pt", **media))
+    try:
+        return dict(processor(text=texts, padding=True, return_tensors="pt", **_special(processor.tokenizer, texts), **media))
+    except ValueError as error:
+        what = "The processor of this model does not take these questions in one batch"
+        raise UserError(f"{what}: {first_line(error)}.") from error
+
+
+def _special(tokenizer: Any, texts: Sequence[str]) -> dict[str, bool]:
+    """A template that writes the token at a prompt's beginning leaves none to add."""
+    begins = tokenizer.bos_token and all(text.startswith(tokenizer.bos_token) for text in texts)
+    return {"add_special_tokens": False} if begins else {}
+
+
+def metadata(video: Sequence[Image.Image], rate: float) -> dict[str, Any]:
+    """When each frame is shown, as a processor is told it: as frames of a video of so many frames a second.
+
+    Frames that do not tell are taken as `rate` frames a second, as if the model's own processor had chosen them.
+    """
+    seconds = shown_at(video)
+    if seconds is None:
+        count = len(video)
+        return {"total_num_frames": count, "fps": rate, "frames_indices": list(range(count)), "duration": count / rate}
+    last, apart = seconds[-1] - seconds[0], len(seconds) - 1
+    return {
+        "total_num_frames": round(1000 * last * len(seconds) / apart),
+        "fps": 1000.0,
+        "frames_indices": [round(1000 * second) for second in seconds],
+        "duration": seconds[-1],
+    }
 
 
 def without_processor(model: Any, tokenizer: Any, image_processor: Any, questions: Sequence[Question]) -> dict:
@@ -78,10 +112,10 @@ def without_processor(model: Any, tokenizer: Any, image_processor: Any, question
     videos = [question.video for question in questions if question.video]
     if config.model_type == "llava_onevision":
         media, image_lengths, video_lengths = _onevision(model, image_processor, images, videos, questions)
-    elif config.model_type in ("qwen2_vl", "qwen2_5_vl"):
-        media, image_lengths, video_lengths = _qwen(image_processor, images, videos)
     else:
-        raise UserError(f"The processor of a '{config.model_type}' model needs torchvision. Run 'pip install torchvision'.")
+        media, image_lengths, video_lengths = _qwen(image_processor, images, videos)
+        if videos and config.model_type == "qwen2_5_vl":
+            media["second_per_grid_ts"] = torch.tensor([_seconds_per_row(image_processor, video) for video in videos])
     remaining_images, remaining_videos = iter(image_lengths), iter(video_lengths)
     texts = []
     for question in questions:
@@ -89,7 +123,8 @@ def without_processor(model: Any, tokenizer: Any, image_processor: Any, question
         text = _expand(text, image_token, remaining_images)
         texts.append(_expand(text, video_token, remaining_videos))
     tokenizer.padding_side = "left"
-    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)) | media
+    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False, **_special(tokenizer, texts)))
+    inputs |= media
     if config.model_type != "llava_onevision":
         ids = inputs["input_ids"]
         inputs["mm_token_type_ids"] = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
@@ -166,3 +201,9 @@ def _qwen(image_processor: Any, images: list, videos: list) -> tuple[dict, list[
         media |= {"pixel_values_videos": torch.cat(rows), "video_grid_thw": torch.stack(grids)}
     lengths = [[int(grid.prod()) // merged for grid in media.get(name, ())] for name in ("image_grid_thw", "video_grid_thw")]
     return media, lengths[0], lengths[1]
+
+
+def _seconds_per_row(image_processor: Any, video: Any) -> float:
+    """How long the frames are shown that share a row of patches."""
+    shown = metadata(video, FRAME_RATE)
+    return image_processor.temporal_patch_size * shown["total_num_frames"] / (len(shown["frames_indices"]) * shown["fps"])

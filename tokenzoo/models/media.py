@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from tokenzoo.errors import UserError
 from tokenzoo.paths import is_file, is_folder
 
+#: Where a frame of a video keeps the second at which it is shown, among what is known of the picture.
+SECONDS = "tokenzoo_seconds"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -110,9 +112,24 @@ def _decode(path: Path, frames: int) -> tuple[Image.Image, ...]:
         wanted = set(_spread(total, frames))
         with av.open(str(path)) as container:
             decoded = enumerate(container.decode(video=0))
-            return tuple(frame.to_image().convert("RGB") for index, frame in decoded if index in wanted)
+            return tuple(_picture(frame) for index, frame in decoded if index in wanted)
     except (av.FFmpegError, IndexError, ValueError, OSError) as error:
         raise UserError(f"Cannot read video '{path}': {first_line(error)}.") from error
+
+
+def _picture(frame: Any) -> Image.Image:
+    """A decoded frame, which knows when it is shown."""
+    picture = frame.to_image().convert("RGB")
+    if frame.time is not None:
+        picture.info[SECONDS] = float(frame.time)
+    return picture
+
+
+def shown_at(video: Sequence[Image.Image]) -> list[float] | None:
+    """The second at which each frame is shown; None where the pictures do not tell, or do not follow each other."""
+    seconds = [picture.info.get(SECONDS) for picture in video]
+    known = [second for second in seconds if isinstance(second, float)]
+    return known if len(known) == len(seconds) > 1 and all(map(float.__lt__, known, known[1:])) else None
 
 
 def _spread(total: int, wanted: int) -> list[int]:

@@ -14,6 +14,8 @@ CHECKPOINTS = Path(__file__).parents[1] / "bench" / "checkpoints"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 #: Seconds in which the Hub must answer.
 PATIENCE = 5
+#: The types of models without a token for videos whose processor writes each frame as a picture.
+FRAMES_AS_PICTURES = ("internvl", "smolvlm")
 EMBEDDED = ("embedded:llava", "embedded:onevision")
 
 
@@ -75,9 +77,10 @@ def stay_offline_without_hub(source: str) -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def video_token_of(config: dict[str, Any]) -> int | None:
-    """The token that stands for a video in a prompt, None for a model of pictures alone."""
-    return config.get("video_token_id", config.get("video_token_index"))
+def shows_videos(config: dict[str, Any]) -> bool:
+    """Whether a model takes videos, by its config: it has a token for them, or takes their frames as pictures."""
+    token = config.get("video_token_id", config.get("video_token_index"))
+    return token is not None or config.get("model_type") in FRAMES_AS_PICTURES
 
 
 def knows(model: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from tokenzoo.host.families.llava import Llava
 from tokenzoo.host.family import Module, VisualSource, join_patches
+from tokenzoo.host.placement import own_parameters
 
 
 class Gemma3(Llava):
@@ -50,8 +51,9 @@ class Gemma3(Llava):
 
     def projector_output(self, model: Module, output: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         projector = self.projector(model)
-        there = features.to(projector.mm_input_projection_weight.device)
-        return (projector.mm_soft_emb_norm(there) @ projector.mm_input_projection_weight).to(output)
+        with own_parameters(projector):
+            weight = projector.mm_input_projection_weight
+            return (projector.mm_soft_emb_norm(features.to(weight.device)) @ weight).to(output)
 
     def placeholder_output(self, model: Module, features: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         rows, columns = self.patch_grid(model)

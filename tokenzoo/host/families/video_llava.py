@@ -28,6 +28,7 @@ class VideoLlava(Llava):
 
     def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         if kind == "image":
-            return super().sources(model, call, kind)
+            pixels = call.get("pixel_values", call.get("pixel_values_images"))  # the second is its processor's name for them
+            return super().sources(model, {**call, "pixel_values": pixels}, kind)
         pixels = call.get("pixel_values_videos")
         return [] if pixels is None else [with_cls("video", self.patch_grid(model), pixels.shape[1], 1)] * len(pixels)
