@@ -38,6 +38,16 @@ class VisualTokensWithdrawal(TokenReducer):
             raise UnreachableError(f"'vtw' sees all tokens in one layer of {layers} or more, so {retention:.4g} is out of reach.")
         return self.replace(K=full)
 
+    def calibrate(
+        self,
+        model: Any,
+        calls: Sequence[Mapping[str, Any]],
+        budget: float | None = None,
+        visual: Sequence[Any] | None = None,
+    ) -> TokenReducer:
+        """The K of `find_k`, whatever the budget: the paper's search has none."""
+        return self.replace(K=find_k(model, calls, visual=visual))
+
 
 def find_k(
     model: Any,

@@ -11,7 +11,7 @@ from tokenzoo.errors import FailedError, UnsupportedError, UserError
 from tokenzoo.method import ops
 from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.reduction import DataDependentError, PositionPolicy, Reduction, UnreachableError
+from tokenzoo.method.reduction import ActsAfter, DataDependentError, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.trace import Trace
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Architecture, Source, Workload
@@ -20,6 +20,7 @@ from tokenzoo.zoo.hookspecs import hookimpl
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActsAfter",
     "Architecture",
     "DataDependentError",
     "DecoderLayer",

@@ -23,6 +23,7 @@ from tokenzoo.zoo.errors import PluginError, kept_from_ending
 COMMANDS = {
     "compare": "Compare methods in one table: accuracy, FLOPs, time, memory.",
     "tune": "Search a method's parameters at one cost.",
+    "calibrate": "Fit a method's parameters to a model, as a preset.",
     "recommend": "List the settings that fit a budget on a GPU.",
     "results": "List and export stored results.",
     "run": "Answer a question about an image or video with a method.",

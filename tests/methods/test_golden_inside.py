@@ -13,15 +13,18 @@ import pytest
 import torch
 from golden_cases import GoldenCases
 from tokenzoo_plugins.dart import DART
+from tokenzoo_plugins.fitprune import BRACKET, FitPrune, _Passes
+from tokenzoo_plugins.framefusion import FrameFusion, Progress
 from tokenzoo_plugins.sparsevlm import SparseVLM
 from tokenzoo_plugins.v2drop import V2Drop
 from transformers import LlamaConfig, LlamaModel
 
 import tokenzoo
 from tokenzoo import ops
-from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.decoder_layer import DecoderLayer, Places
+from tokenzoo.method.reduction import Reduction
 
-METHODS = ["dart", "sparsevlm", "v2drop"]
+METHODS = ["dart", "fitprune", "framefusion", "sparsevlm", "v2drop"]
 GOLDEN = GoldenCases("golden_more")
 cases, golden = GOLDEN.cases, GOLDEN.arrays
 
@@ -69,7 +72,8 @@ def run(name: str, method: tokenzoo.TokenReducer) -> tuple[Any, Watch]:
         prefill = model(inputs_embeds=arrays["inputs_embeds"], use_cache=True)
         lengths = [prefill.past_key_values.get_seq_length(layer) for layer in range(len(model.layers))]
         step = model(inputs_embeds=arrays["next_embed"], past_key_values=prefill.past_key_values)
-    assert running.trace.tokens() == arrays["tokens_per_layer"].tolist()
+    entering = "tokens_per_layer" if "tokens_per_layer" in arrays else "tokens_entering_layer"
+    assert running.trace.tokens() == arrays[entering].tolist()
     assert lengths == arrays["kv_len_per_layer"].tolist()
     assert close(prefill.last_hidden_state[0], arrays["last_hidden_state"])
     assert close(step.last_hidden_state[0, 0], arrays["decode_last_hidden"])
@@ -189,7 +193,8 @@ def test_sparsevlm_leaves_a_stage_alone_that_keeps_everything(name: str) -> None
         tokenzoo.apply(llama(), method, visual=[(start, start + count)], observers=[watch := Watch()]) as running,
     ):
         llama()(inputs_embeds=arrays["inputs_embeds"])
-    assert running.trace.tokens() == arrays["tokens_per_layer"].tolist()
+    entering = "tokens_per_layer" if "tokens_per_layer" in arrays else "tokens_entering_layer"
+    assert running.trace.tokens() == arrays[entering].tolist()
     memory = watch.events[2].memory
     assert [len(score) for score in memory["scores"]] == [20]  # asked in the second stage alone
     assert memory["sparsevlm"].nonzero()[:, 0].tolist() == arrays["raters"].tolist()
@@ -273,6 +278,114 @@ def test_v2drop(name: str) -> None:
         assert ops.top_indices(score, len(arrays[f"stage{stage}_kept"])).tolist() == arrays[f"stage{stage}_kept"].tolist()
     for stage, layer in enumerate(arrays["layers"].tolist()):
         assert [sample.entry[row] for row in sample.rows(layer)] == arrays[f"stage{stage}_position_ids"].tolist()
+
+
+# --- FitPrune -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases("fitprune_n*"))
+def test_fitprune(name: str) -> None:
+    arrays, scores = golden(name), {}
+
+    class Seen(FitPrune):
+        def score(self, layer: DecoderLayer) -> torch.Tensor:
+            scores[layer.index] = super().score(layer)
+            return scores[layer.index]
+
+    delete = arrays["delete"].tolist()
+    sample, _ = run(name, Seen(delete=tuple(delete), tokens=int(arrays["img_len"])))
+    for layer, gone in enumerate(delete):
+        before, after = sample.rows(layer), sample.mlp_rows(layer)
+        visual = [row for row in before if sample.visual[row]]
+        assert len(before) - len(after) == min(gone, len(visual))
+        if f"layer{layer}_deleted" not in arrays:
+            assert before == after
+            continue
+        assert [place for place, row in enumerate(visual) if row not in after] == arrays[f"layer{layer}_deleted"].tolist()
+        assert [sample.entry[row] for row in after] == arrays[f"layer{layer}_position_ids"].tolist()
+        if layer in scores:
+            assert close(scores[layer] / len(visual), arrays[f"layer{layer}_cross"] * arrays[f"layer{layer}_self"])
+
+
+@pytest.mark.parametrize("name", cases("fitprune_calibrate_*"))
+def test_fitprune_is_calibrated_as_published(name: str) -> None:
+    arrays = golden(name)
+    start, count = int(arrays["sys_len"]), int(arrays["img_len"])
+    calls = [{"inputs_embeds": arrays[f"inputs_embeds_{sample}"]} for sample in range(int(arrays["num_samples"]))]
+    passes = _Passes(llama(), calls, [(start, start + count)])
+    sums = torch.tensor(passes.reference).transpose(0, 1)
+    assert close(sums[..., 0], arrays["cross_sums"]) and close(sums[..., 1], arrays["self_sums"])
+    assert len(passes.entered) * passes.layers * passes._whole(count) == len(calls) * float(arrays["origin_flops"])
+    share = 1 - float(arrays["flops_reduction"])
+    for alpha, table, reached in zip(arrays["alphas"], arrays["delete_per_alpha"], arrays["reached_per_alpha"], strict=True):
+        assert passes.table(float(alpha), share) == (table.tolist() if reached else None)
+    path = zip(arrays["bisect_alphas"].tolist(), arrays["bisect_reached"].tolist(), strict=True)
+    assert [passes.table(alpha, share) is not None for alpha, _ in path] == arrays["bisect_reached"].bool().tolist()
+    found = FitPrune().calibrate(llama(), calls, share, visual=[(start, start + count)])
+    assert isinstance(found, FitPrune) and found.tokens == count and BRACKET == 0.01
+    assert list(found.delete or ()) == arrays["final_delete"].tolist()
+
+
+# --- FrameFusion ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases("framefusion_*"))
+def test_framefusion(name: str) -> None:
+    """Each call on the states that the published code was given: what is left, the merged states, the shares, when it prunes."""
+    arrays = golden(name)
+    start, length, layers = int(arrays["video_start"]), int(arrays["video_len"]), int(arrays["num_layers"])
+    kinds, patches = arrays["patch_type"].tolist(), arrays["patch_type"]
+    frames = torch.tensor(
+        [sum(kind == kinds[row] for kind in kinds[:row]) if kinds[row] >= 0 else -1 for row in range(len(kinds))]
+    )
+    source = torch.full_like(frames, -1)
+    source[start : start + length] = 0
+    method = FrameFusion(
+        cost=float(arrays["cost"]), similarity=float(arrays["similarity"]), least_merged=float(arrays["ratio_lower_bound"])
+    )
+    memory: dict[str, Any] = {}
+    present = torch.arange(len(kinds))
+    for call, kind in enumerate(arrays["kinds"].tolist()):
+        states, attention = arrays[f"in{call}"], arrays.get(f"attn{call}")
+        is_visual = source[present] >= 0
+        signals = SimpleNamespace(
+            scaling=1.0,
+            places=lambda rows=present: Places(source, frames, patches, ("video",)).of(rows),
+        )
+        layer = Given(
+            index=call - 1,
+            num_layers=layers,
+            hidden_states=states,
+            inputs=states,
+            visual=is_visual.nonzero()[:, 0],
+            text=(~is_visual).nonzero()[:, 0],
+            entered=length,
+            signals=signals,
+            memory=memory,
+            after="attention",
+        )
+        layer.given = attention
+        before = states.clone()
+        result = method.pick(layer, None)
+        assert isinstance(result, Reduction) == (kind < 2 and len(arrays[f"pos{call}"]) < len(present))
+        assert torch.equal(states, before)
+        layer.apply(result, "framefusion", None, "keep")
+        present = present if layer.kept is None else present[layer.kept]
+        assert present.tolist() == arrays[f"pos{call}"].tolist()
+        assert close(layer.hidden_states, arrays[f"out{call}"]) and int(arrays["n_after"][call]) == len(layer.visual)
+    progress = memory["framefusion"]
+    assert isinstance(progress, Progress) and not progress.pruning
+    assert progress.shares == pytest.approx(arrays["sparsity"].tolist())
+
+
+class Given(DecoderLayer):
+    """A layer of which the last row's attention is given."""
+
+    given: torch.Tensor | None = None
+
+    def attention(self, rows: Any = "last") -> torch.Tensor:
+        assert rows == "last" and self.given is not None
+        return self.given[:, None]
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def test_schedules_never_grow_and_stay_within_what_there_is(name: str, workload:
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 0
         assert counts[0] <= workload.visual_tokens
         assert method.overhead(workload) >= 0 and method.projector_tokens(workload) <= workload.projector_tokens
-        assert all(0 <= layer < workload.architecture.layers - 1 for layer in method.layers(workload.architecture.layers))
+        inside, layers = method.acts_after == "attention", workload.architecture.layers
+        assert all(-inside <= layer < layers - 1 + inside for layer in method.layers(layers))
 
 
 @pytest.mark.parametrize("name", NAMES)

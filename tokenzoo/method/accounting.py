@@ -180,6 +180,8 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
     layers = workload.architecture.layers
     present = entered = sum(account.entered for account in entry_accounts(methods, workload))
     for layer, method, count in _inside(methods, entered, layers):
+        if not present:
+            return
         if count is None:
             if workload.recorded is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")

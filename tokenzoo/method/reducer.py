@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tokenzoo.errors import UnsupportedError
 from tokenzoo.method import accounting, ops, parameters
 from tokenzoo.method.reduction import ActsAfter, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.validation import InvalidReductionError
@@ -150,6 +151,20 @@ class TokenReducer:
         if self.knob not in self.parameters:
             raise UnreachableError(f"'{self.name}' has no retention knob.")
         return self.replace(**{self.knob: retention})
+
+    def calibrate(
+        self,
+        model: Any,
+        calls: Sequence[Mapping[str, Any]],
+        budget: float | None = None,
+        visual: Sequence[Any] | None = None,
+    ) -> TokenReducer:
+        """Return this method fitted to a model, with the parameters that it finds on forward passes of it.
+
+        `calls` are the keyword arguments of calls of `model`; `budget` is the share of the FLOPs to leave, where the method
+        wants one; `visual` are the spans of a bare decoder, as in `tokenzoo.apply`. 'tokenzoo calibrate' makes a preset of it.
+        """
+        raise UnsupportedError(f"'{self.name}' has nothing to calibrate. Set its parameters, or search them: 'tokenzoo tune'.")
 
     def reduce_flops(
         self, views: tuple[int, ...], left: tuple[int, ...], source: Source, architecture: Architecture

@@ -26,6 +26,7 @@ OVERRIDABLE = (
     "score",
     "pick",
     "at_retention",
+    "calibrate",
     "reduce_flops",
     "score_flops",
 )

@@ -1,0 +1,125 @@
+"""FrameFusion: merge what stays the same from frame to frame, then prune by attention (arXiv 2501.01986, ICCV 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from tokenzoo import ActsAfter, Reduction, TokenReducer, UnreachableError, ops
+from tokenzoo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenzoo import DecoderLayer
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@dataclass
+class Progress:
+    """How far a sample is: the share of the tokens that each call merged, whether it merges on, whether it will prune."""
+
+    shares: list[float] = field(default_factory=list)
+    merging: bool = True
+    pruning: bool = True
+
+
+@dataclass
+class FrameFusion(TokenReducer):
+    """Before layer 0, and after the attention of layers 0, 1, …: merge, then prune once, so that a layer sees `cost` on average.
+
+    **Merge.** A token of a video is compared with the one before it at its place in the frame, by the cosine of their hidden
+    states. From `similarity` on it is folded into that one; a run of such tokens becomes one mean. Merging ends after a call
+    that merges less than `least_merged` of the tokens, or with the most similar tokens alone once they suffice. **Prune.**
+    After the next layer's attention, the tokens that the prompt's last token attends to most stay, mean over heads: as many
+    as make the layers behind it use up what `cost` · layers has left.
+
+    Kept tokens keep order and positions. Newlines count as tokens, are never merged and may be pruned. How many tokens each
+    layer sees depends on the video. A picture has no frame before it, so it is only pruned, after layer 0's attention.
+
+    Ours on purpose: the budget spans the model's own layers (28 are written into the released code); where merging has spent
+    it all, every visual token goes (released: an error); several videos in a prompt share one budget, each compared with itself.
+    """
+
+    cost: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="Visual tokens that a layer sees on average.")] = (
+        0.3
+    )
+    similarity: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False, description="Least cosine of merged tokens.")] = 0.6
+    least_merged: Annotated[Share, Field(description="Merging ends with a call that merges a smaller share.")] = 0.1
+
+    name: ClassVar[str] = "framefusion"
+    knob: ClassVar[str] = "cost"
+    text_aware: ClassVar[bool] = True
+    acts_after: ClassVar[ActsAfter] = "attention"
+
+    def kept(self, entered: int, layers: int) -> dict[int, None]:
+        return dict.fromkeys(range(-1, layers - 1))
+
+    def pick(self, layer: DecoderLayer, count: int | None) -> Tensor | Reduction:
+        progress, tokens = layer.memory.setdefault("framefusion", Progress()), len(layer.visual)
+        if len(progress.shares) <= layer.index:
+            progress.merging = False
+        if progress.merging:
+            return self.merge(layer, progress, count)
+        left = tokens
+        if progress.pruning:
+            left = round(tokens * (1 - self.missing(progress.shares, layer.num_layers))) if count is None else count
+            progress.pruning = False
+        if left in (0, tokens):
+            return torch.arange(left, device=layer.visual.device)
+        return ops.top_indices(layer.attention("last")[:, 0].mean(0)[layer.visual], left)
+
+    def missing(self, shares: list[float], layers: int) -> float:
+        """The share of the tokens now there that must go, so that the layers to come use up what is left of the budget."""
+        left, used = 1.0, 0.0
+        for share in shares:
+            left *= 1 - share
+            used += left
+        return min(1.0, max(0.0, 1 - (layers * self.cost - used) / ((layers - len(shares)) * left)))
+
+    def merge(self, layer: DecoderLayer, progress: Progress, count: int | None) -> Tensor | Reduction:
+        """Merge one call's tokens. Where `count` is known, as when a recorded run is priced, so is the share."""
+        tokens, device = len(layer.visual), layer.visual.device
+        missing = self.missing(progress.shares, layer.num_layers)
+        order, similarity = self.in_time(layer)
+        merged = similarity >= self.similarity
+        found = int(merged.sum()) if count is None else tokens - count
+        share = found / tokens
+        if share >= missing:
+            progress.merging = progress.pruning = False
+            found = int(missing * tokens)
+            merged = torch.zeros_like(merged).index_fill(0, similarity.argsort(descending=True, stable=True)[:found], True)
+        else:
+            progress.shares.append(share)
+            progress.merging = share >= self.least_merged
+        if not found:
+            return torch.arange(tokens, device=device)
+        heads = (~merged).cumsum(0) - 1
+        states = layer.hidden_states[layer.visual]
+        means = ops.mean_by_assignment(states[order][None], heads[None], int(heads[-1]) + 1)[0]
+        stay = torch.ones(tokens, dtype=torch.bool, device=device).index_fill(0, order[merged], False)
+        return Reduction(states.index_copy(0, order[~merged], means)[stay], stay.nonzero()[:, 0])
+
+    def in_time(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
+        """The videos' tokens by place in the frame and then by time, and the cosine of each with the one before it at its
+        place (-2 where there is none)."""
+        places = layer.places()
+        videos = torch.tensor([kind == "video" for kind in places.kinds], device=layer.visual.device)
+        among = (videos[places.source] & (places.patch >= 0)).nonzero()[:, 0]
+        place = places.source[among] << 40 | places.patch[among] << 20
+        by_time = (place | places.view[among]).argsort(stable=True)
+        order, place = among[by_time], place[by_time]
+        states = layer.hidden_states[layer.visual[order]].float()
+        similarity = torch.cosine_similarity(states[1:], states[:-1], dim=-1)
+        similarity = similarity.masked_fill(place[1:] != place[:-1], -2)
+        return order, torch.cat([similarity.new_full((min(1, len(order)),), -2), similarity])
+
+    def at_retention(self, retention: float, layers: int) -> TokenReducer:
+        if retention * layers < 1:
+            raise UnreachableError(
+                f"'framefusion' may see all tokens in one layer of {layers}, so a mean of {retention:.4g} is out of reach."
+            )
+        return self.replace(cost=retention)
