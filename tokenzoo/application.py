@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 
 from tokenzoo.errors import UnsupportedError, UserError
+from tokenzoo.host.adapter import Adapter
 from tokenzoo.host.families import BUILT_IN
 from tokenzoo.host.family import Family, Module, find_family
 from tokenzoo.host.methods import Methods
@@ -53,7 +54,9 @@ def apply(
     zoo = load_zoo()
     reducers = _reducers(zoo, reducer)
     check_own_pruning(model)
-    family = family_of(model)
+    adapter = Adapter(family_of(model))
+    adapter.check_model(model)
+    family = cast(Family, adapter)
     decoder = family.decoder(model)
     if decoder in _ACTIVE:
         raise UnsupportedError(
@@ -71,6 +74,7 @@ def apply(
             check_scaling(method.name, family, model, scaled)
     mrope = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
     methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
+    adapter.check_layers(decoder, methods.acting)
     run = Run(model, family, methods, visual, questions, tokenizer)
     with ExitStack() as stack:
         _ACTIVE.add(decoder)
@@ -82,7 +86,13 @@ def apply(
 
 def family_of(model: Module) -> Family:
     """The adapter for a model: one that a plugin adds before a built-in one; raises UnsupportedError where there is none."""
-    return find_family(model, [*load_zoo().families(), *BUILT_IN])
+    added = load_zoo().families()
+    for family in added:
+        if not isinstance(family, Family):
+            raise UserError(
+                f"A plugin's tokenzoo_families returned {family!r:.60}, not instances of tokenzoo.host.family.Family."
+            )
+    return find_family(model, [*added, *BUILT_IN])
 
 
 def unwrapped(model: Module) -> Module:

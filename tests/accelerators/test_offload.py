@@ -21,7 +21,7 @@ pytestmark = pytest.mark.models
 
 LAYERS = 12
 #: They read the encoder, and the LLM's layer, its embeddings, its final norm and the layer behind it, each from outside.
-FEW = ["prumerge", "aim", "pdrop", "dart", "cdpruner"]
+FEW = ["prumerge", "aim", "pdrop", "dart", "mmtok"]
 PAIRS = [(family, method) for family in FAMILIES for method in FEW]
 PAIRS += [(family, method) for family in ("gemma3", "qwen3-vl") for method in load_zoo((), ()).names() if method not in FEW]
 

@@ -179,6 +179,15 @@ def check_encoded(given: Collection[str], encoded: Collection[str]) -> None:
             )
 
 
+def check_no_placeholder(input_ids: torch.Tensor, token: int | None, kind: str) -> None:
+    """Placeholders of pictures that nobody encoded would be taken for text."""
+    count = int(input_ids.eq(token).sum()) if token is not None else 0
+    if count:
+        raise UnsupportedError(
+            f"input_ids hold {count} {kind} tokens, and no {kind} was encoded inside this 'with' block. Pass its pixels."
+        )
+
+
 def check_input_ids(input_ids: torch.Tensor | None) -> torch.Tensor:
     """Return them; without input_ids the pictures' places in the prompt cannot be found."""
     if input_ids is None:

@@ -12,6 +12,7 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host import refusals
+from tokenzoo.host.adapter import fault
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
@@ -236,9 +237,12 @@ class Run:
         sources: list[PlacedSource] = []
         for kind in KINDS:
             encoded = self.vision.encoded.get(kind)
+            if not encoded and input_ids is not None and self.methods.reduce_anything:
+                refusals.check_no_placeholder(input_ids, self.family.token_id(self.model, kind), kind)
             if encoded:
                 ids, token = refusals.check_input_ids(input_ids), self.family.token_id(self.model, kind)
-                assert token is not None
+                if token is None:
+                    raise fault(self.family, "token_id", f"tells no token for an {kind}, and one was encoded")
                 sources += place(encoded, ids.eq(token), kind)
         return Prompt(sources)
 

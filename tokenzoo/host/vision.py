@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tokenzoo.host.adapter import before_projector, fault
 from tokenzoo.host.encoder import EncoderRecord, RecordedEncoder
 from tokenzoo.host.family import Family, Module
 from tokenzoo.host.prompt import KINDS, EncodedSource
@@ -73,9 +74,21 @@ class VisionWatch:
             for number, visual in enumerate(visuals)
         ]
         try:
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
         finally:
             self.current = None
+        self._check_count(kind, sum(len(visual.view_of_token) for visual in visuals), output)
+        return output
+
+    def _check_count(self, kind: str, told: int, output: Any) -> None:
+        """Raise AdapterError where the adapter told another number of tokens than the model made."""
+        made = getattr(output, "pooler_output", output)
+        parts = made if isinstance(made, (list, tuple)) else [made]
+        if not all(isinstance(part, torch.Tensor) for part in parts):
+            return
+        count = sum(part.numel() // part.shape[-1] for part in parts)
+        if count != told:
+            raise fault(self.family, "sources", f"tells of {told} tokens where get_{kind}_features makes {count}")
 
     # --- recording ----------------------------------------------------------------------------------------------
 
@@ -158,6 +171,10 @@ class VisionWatch:
         parts, beside = list(pieces[::2]), pieces[1::2]
         alone = [source.tokens is not None and source.tokens.anchors is None for source in self.current]
         stand_in = self.family.placeholder_output(self.model, unreduced, output)
+        tokens = sum(before_projector(source.visual) for source in self.current)
+        if stand_in.numel() != tokens * output.shape[-1]:
+            wrong = f"gave {list(stand_in.shape)}, and {tokens} tokens pass the projector where nothing is dropped"
+            raise fault(self.family, "placeholder_output", wrong)
         if any(alone):  # tiled and pooled ones go the model's own way, packing included
             stand_in = self.family.with_projected(stand_in.clone(), parts, alone, [source.visual for source in self.current])
         if any(map(len, beside)):  # CLS tokens, which are always kept, go the model's own way too

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.adapter import AdapterError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import SourceTrace
 from tokenzoo.method.validation import InvalidReductionError
@@ -29,6 +30,8 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
     except UnsupportedError as error:
         report.unsupported = str(error)
         return report
+    except AdapterError:
+        raise  # the method is not to blame
     except InvalidReductionError as error:
         report.findings.append(Finding(6, case.where, f"it returned what is no reduction of its tokens. {error}"))
         return report
