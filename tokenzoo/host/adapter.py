@@ -5,7 +5,7 @@ Otherwise it would fail somewhere in a method or in the model, which are right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -87,10 +87,11 @@ class Adapter:
         self._check_encoder(model, inside)
         self._check_architecture(model, decoder)
 
-    def check_layers(self, decoder: Module, acting: Sequence[int]) -> None:
-        """The same of the layers after which methods act."""
+    def check_layers(self, decoder: Module, acting: Iterable[int]) -> None:
+        """The same of the layers in which, or after which, methods act; -1 stands before the first."""
         for index in acting:
-            self._check_layer(decoder.layers[index], index)
+            if index >= 0:
+                self._check_layer(decoder.layers[index], index)
 
     def _check_part(self, name: str, part: Any, inside: set[nn.Module]) -> None:
         if not isinstance(part, nn.Module) or part not in inside:
