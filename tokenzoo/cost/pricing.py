@@ -16,6 +16,7 @@ from tokenzoo.cost.hardware import Hardware, dtype_named, load_hardware, width_o
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
+from tokenzoo.method.accounting import check_layers
 from tokenzoo.method.workload import Architecture, Workload
 
 
@@ -237,6 +238,7 @@ def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable
         return [workload.visual_tokens] * layers
     singles: tuple[Any, ...] = getattr(reducer, "reducers", (reducer,))
     for single in singles:
+        check_layers(single, model.decoder)
         wrong = [layer for layer in single.layers(layers) if not -1 <= layer < layers]
         if wrong:
             raise UserError(f"'{single}' acts after layer {wrong[0]}, but {model.name} has {layers} layers.")

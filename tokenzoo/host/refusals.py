@@ -190,7 +190,7 @@ def check_input_ids(input_ids: torch.Tensor | None) -> torch.Tensor:
 
 
 def check_decoding(call: dict[str, Any], filled: int | None) -> None:
-    """Each call after the prefill brings one token, and continues that prefill's cache, of which layer 0 holds `filled` rows."""
+    """Each call after the prefill brings one token, and continues that prefill's cache, in which it left `filled` rows."""
     given = call.get("inputs_embeds")
     queries = (given if given is not None else call["input_ids"]).shape[1]
     cached = call["past_key_values"].get_seq_length()

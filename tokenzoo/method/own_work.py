@@ -6,6 +6,7 @@ computes must depend on shapes alone for that; where its work depends on the pic
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,26 @@ def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, 
             method.pick(layer_event(layer, before, entered, workload, memory, method.acts_after), after)
 
     return _count(key, run)
+
+
+def attention_read(method: TokenReducer, architecture: Architecture) -> set[int]:
+    """The decoder layers whose attention a method reads, seen by letting it pick on stand-ins.
+
+    A method that fails on them tells nothing; the host refuses it when it asks.
+    """
+    read: set[int] = set()
+    before = entered = 64
+    workload, memory = Workload(architecture, (Source("image", (entered,)),), 16, text_after=8), {}
+    for layer, count in sorted(method.kept(entered, architecture.layers).items()):
+        if before and (count is None or 0 < count < before):
+            event = layer_event(layer, before, entered, workload, memory)
+            try:
+                with torch.no_grad(), Weightless():
+                    method.pick(replace(event, signals=_Watched(event, architecture, read)), count)
+            except Exception:
+                return read
+        before = before if count is None else min(before, count)
+    return read
 
 
 def _count(key: Any, run: Callable[[], Any]) -> int:
@@ -205,3 +226,27 @@ class _Layer:
 
     def frequencies(self) -> torch.Tensor:
         return torch.ones(self.architecture.head_dim // 2)
+
+
+class _Watched(_Layer):
+    """Notes in `read` whose attention is asked for."""
+
+    def __init__(self, event: DecoderLayer, architecture: Architecture, read: set[int]) -> None:
+        super().__init__(architecture, len(event.hidden_states))
+        self.index, self.read = event.index, read
+
+    def query(self, rows: torch.Tensor) -> torch.Tensor:
+        self.read.add(self.index)
+        return super().query(rows)
+
+    def key(self, rows: torch.Tensor | None) -> torch.Tensor:
+        self.read.add(self.index)
+        return super().key(rows)
+
+    def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        self.read.add(self.index + 1)
+        return super().next_query(states, rows)
+
+    def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        self.read.add(self.index + 1)
+        return super().next_key(states, rows)

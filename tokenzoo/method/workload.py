@@ -10,6 +10,26 @@ from tokenzoo.method.reduction import ActsAfter
 
 
 @dataclass(frozen=True)
+class LinearAttention:
+    """The decoder layers that keep a state in place of keys and values (Qwen3.5's gated DeltaNet), and their dimensions.
+
+    `key_dim` and `value_dim` are those of one head; `kernel` rows are mixed by a convolution before the recurrence.
+    """
+
+    layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def channels(self) -> int:
+        """Of q, k and v together, which go through the convolution."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The dimensions of a decoder and its vision tower that token counts are multiplied with.
 
@@ -21,7 +41,8 @@ class Architecture:
 
     A mixture of experts has `experts` in every layer but the `dense_layers`, `active_experts` of them for each token, each
     `expert_intermediate` wide. With a `window`, layers other than `full_attention_layers` keep no more than its last rows in
-    their KV cache. `of_layer` tells what one layer is.
+    their KV cache. The `linear` layers keep a state instead. The last `shared_kv_layers` layers make no keys and values:
+    they read those of the last layer before them of their type. `of_layer` tells what one layer is.
     """
 
     name: str
@@ -46,6 +67,21 @@ class Architecture:
     dense_layers: tuple[int, ...] = ()
     window: int = 0
     full_attention_layers: tuple[int, ...] = ()
+    linear: LinearAttention | None = None
+    shared_kv_layers: int = 0
+
+    def has_keys(self, index: int) -> bool:
+        """Whether a decoder layer makes keys of its own: only then can a method read its attention."""
+        return (self.linear is None or index not in self.linear.layers) and index < self.layers - self.shared_kv_layers
+
+    @property
+    def shared_sources(self) -> tuple[int, ...]:
+        """The layers whose keys and values later ones read, ascending."""
+        if not self.shared_kv_layers:
+            return ()
+        own = range(self.layers - self.shared_kv_layers)
+        kinds = {index in self.full_attention_layers: index for index in own}
+        return tuple(sorted(kinds.values()))
 
     def of_layer(self, index: int) -> Architecture:
         """The decoder as layer `index` is: with a mixture of experts, `intermediate` is that of the active ones together."""
