@@ -270,8 +270,9 @@ def overhead(methods: Methods, workload: Workload) -> int:
 
 
 def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
-    known = [method.score_flops(workload.text_tokens + before, workload.architecture) for _, before, _ in steps]
-    if any(flops is None for flops in known):
+    architecture = workload.architecture
+    known = [method.score_flops(workload.text_tokens + before, architecture) for _, before, _ in steps]
+    if not architecture.uniform or any(flops is None for flops in known):
         return _counted().pick_flops(method, entered, tuple(steps), workload)
     return sum(flops or 0 for flops in known)
 

@@ -15,9 +15,8 @@ from tokenzoo.method.trace import SampleTrace
 from tokenzoo.method.workload import Workload
 from tokenzoo.testing.case import Case, Outcome, sample_rows
 from tokenzoo.testing.findings import Finding
-from tokenzoo.testing.oracle import has_keys
+from tokenzoo.testing.oracle import has_keys, oracle_logits
 from tokenzoo.testing.oracle import layer_window as cache_window
-from tokenzoo.testing.oracle import oracle_logits
 from tokenzoo.testing.positions import oracle_sample
 from tokenzoo.testing.recorder import Call
 from tokenzoo.zoo.errors import reason

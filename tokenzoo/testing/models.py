@@ -365,7 +365,7 @@ def _qwen3_5(layers: int) -> dict[str, Any]:
 
 
 def _remembering(model: Any) -> nn.Module:
-    """States that last: with the drawn decay most forget each row at once, and norms of what is almost nothing blow up rounding."""
+    """States that last: with the drawn decay most forget each row at once, and norms of next to nothing blow up rounding."""
     for layer in model.model.language_model.layers:
         if hasattr(layer, "linear_attn"):
             layer.linear_attn.A_log.data.uniform_(-4, -1)
