@@ -69,7 +69,7 @@ def attention_read(method: TokenReducer, architecture: Architecture) -> set[int]
     memory: dict[str, Any] = {}
     for layer, count in sorted(method.kept(entered, architecture.layers).items()):
         if before and (count is None or 0 < count < before):
-            event = layer_event(layer, before, entered, workload, memory)
+            event = layer_event(layer, before, entered, workload, memory, method.acts_after)
             try:
                 with torch.no_grad(), Weightless():
                     method.pick(replace(event, signals=_Watched(event, architecture, read)), count)
