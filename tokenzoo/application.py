@@ -17,6 +17,7 @@ from tokenzoo.host.methods import Methods
 from tokenzoo.host.prompt import Span
 from tokenzoo.host.refusals import check_model, check_own_pruning, check_scaling
 from tokenzoo.host.run import Run
+from tokenzoo.method.accounting import check_layers
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.zoo.hookspecs import PROJECT, RunHooks
@@ -70,9 +71,10 @@ def apply(
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(architecture)
+        check_layers(method, architecture)
         if method.picture_scale != 1:
             check_scaling(method.name, family, model, scaled)
-    mrope = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
+    mrope = family.mrope or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
     methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
     adapter.check_layers(decoder, methods.acting)
     run = Run(model, family, methods, visual, questions, tokenizer)

@@ -278,3 +278,6 @@ def test_a_model_that_drops_tokens_by_itself_is_refused_by_name():
     model.config.model_type, model.config.video_pruning_rate = "nemotron_h_omni", 0.7
     with pytest.raises(UnsupportedError, match=r"nemotron_h_omni.*video_pruning_rate=0.7"), tokenzoo.apply(model, "fastv"):
         pass
+    model.model.video_pruning_rate, model.config.video_pruning_rate = 0.7, 0.0  # the module copied it when it was made
+    with pytest.raises(UnsupportedError, match=r"nemotron_h_omni.*video_pruning_rate=0.7"), tokenzoo.apply(model, "fastv"):
+        pass

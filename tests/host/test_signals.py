@@ -143,7 +143,8 @@ def test_several_patches_that_become_one_token_before_the_projector(family, case
 
 
 @pytest.mark.parametrize(
-    ("family", "layer"), [("qwen2-vl", 1), ("qwen3-vl", 1), ("qwen2.5-vl", 0), ("qwen2.5-vl", 1), ("qwen2.5-vl", 2)]
+    ("family", "layer"),
+    [("qwen2-vl", 1), ("qwen3-vl", 1), ("qwen3.5", 1), ("qwen2.5-vl", 0), ("qwen2.5-vl", 1), ("qwen2.5-vl", 2)],
 )
 @pytest.mark.parametrize("case", ["single", "video"])
 def test_qwens_column_mean_of_every_merge_unit(family, case, layer):

@@ -9,12 +9,23 @@ from pydantic import Field, model_validator
 
 from tokenzoo.cost.records import MOST_VIEWS, Count, Counts, Depth, Record, Size, read_record
 from tokenzoo.errors import UserError, unknown
-from tokenzoo.method.workload import Architecture, Source, Workload
+from tokenzoo.method.workload import Architecture, LinearAttention, Source, Workload
 from tokenzoo.zoo.plugins import load_zoo
 
 LISTING = "tokenzoo cost --list-architectures"
 #: The most visual tokens, and the most text tokens, that a prompt is priced with.
 MOST_TOKENS = 10**7
+
+
+class LinearSizes(Record):
+    """The linear-attention layers of a decoder: see `tokenzoo.method.workload.LinearAttention`."""
+
+    layers: Counts
+    key_heads: Size
+    value_heads: Size
+    key_dim: Size
+    value_dim: Size
+    kernel: Size
 
 
 class DecoderSizes(Record):
@@ -33,6 +44,16 @@ class DecoderSizes(Record):
     dense_layers: Counts = ()
     window: Count = 0
     full_attention_layers: Counts = ()
+    linear: LinearSizes | None = None
+    gated_attention: bool = False
+    beside_experts: Count = 0
+    beside_gated: bool = False
+    shared_kv_layers: Count = 0
+    full_head_dim: Count = 0
+    full_kv_heads: Count = 0
+    key_is_value: bool = False
+    wide_shared_mlp: bool = False
+    per_layer_width: Count = 0
 
     @model_validator(mode="after")
     def _groups(self) -> DecoderSizes:
@@ -40,6 +61,8 @@ class DecoderSizes(Record):
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly")
         if self.experts and not (1 <= self.active_experts <= self.experts and self.expert_intermediate):
             raise ValueError(f"{self.experts} experts need active_experts (1 to {self.experts}) and expert_intermediate")
+        if self.shared_kv_layers >= self.layers:
+            raise ValueError(f"{self.shared_kv_layers} of {self.layers} layers cannot share the keys of layers before them")
         return self
 
 
@@ -130,7 +153,9 @@ class ModelArchitecture(Record):
                 "feature_layer": self.vision.feature_layer % self.vision.layers,
                 "has_cls": self.vision.class_token,
             }
-        return Architecture(self.name, **self.sizes.model_dump(), **tower)
+        sizes = dict(self.sizes)
+        linear = None if self.sizes.linear is None else LinearAttention(**dict(self.sizes.linear))
+        return Architecture(self.name, **{**sizes, "linear": linear}, **tower)
 
     def image_workload(self, images: int = 1, tokens: int | None = None, text_tokens: int = 40) -> Workload:
         """A prompt of `images` images (of `tokens` visual tokens each, instead of the model's default)."""

@@ -20,26 +20,99 @@ def elementwise(name: str, flops: int, numbers: int, width: int, parallel: bool 
 
 
 def decoder_layer(decoder: Architecture, step: Step, skip_mlp_add: bool = False) -> list[Operation]:
-    """The operations of one decoder layer (gated MLP or active experts, grouped-query attention, rotary embedding)."""
+    """The operations of one decoder layer: attention or a recurrence, then a gated MLP or active experts."""
     hidden, inner, rows, width = decoder.hidden, decoder.intermediate, step.batch * step.queries, step.width
-    queries, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    rotated, left = rows * (queries + kv), step.mlp_rows
+    mixer, left = linear_attention if decoder.linear else self_attention, step.mlp_rows
     mlp = [linear(name, left, hidden, inner, width) for name in ("gate", "up")]
     return [
         elementwise("attention norm", 4 * rows * hidden, 2 * rows * hidden, width, parallel=False),
-        linear("q", rows, hidden, queries, width),
-        linear("k", rows, hidden, kv, width),
-        linear("v", rows, hidden, kv, width),
-        elementwise("rotary", 3 * rotated, 2 * rotated, width),
-        *attention(step, decoder.heads, decoder.head_dim, kv),
-        linear("out", rows, queries, hidden, width),
+        *mixer(decoder, step),
         elementwise("attention add", rows * hidden, 3 * rows * hidden, width, parallel=False),
         elementwise("mlp norm", 4 * left * hidden, 2 * left * hidden, width, parallel=False),
         *([linear("router", left, hidden, decoder.experts, width, parallel=False)] if decoder.experts else []),
+        *([linear("shared gate", left, hidden, 1, width, parallel=False)] if decoder.beside_gated else []),
         *(_with_experts(operation, decoder, left, width) for operation in mlp),
         elementwise("activation", 5 * left * inner, 3 * left * inner, width),
         _with_experts(linear("down", left, inner, hidden, width), decoder, left, width),
         elementwise("mlp add", left * hidden, 3 * left * hidden, width, parallel=False),
+        *(_layer_input(decoder, left, width) if decoder.per_layer_width else []),
+    ]
+
+
+def self_attention(decoder: Architecture, step: Step) -> list[Operation]:
+    """Grouped-query attention with a rotary embedding; keys and values of another layer cost nothing again."""
+    hidden, rows, width = decoder.hidden, step.batch * step.queries, step.width
+    queries, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    own = [] if decoder.shared_kv_layers else ["k"] if decoder.key_is_value else ["k", "v"]
+    rotated = rows * (queries + (kv if own else 0))
+    gate = 5 * rows * queries if decoder.gated_attention else 0
+    return [
+        linear("q", rows, hidden, queries * (1 + decoder.gated_attention), width),
+        *(linear(name, rows, hidden, kv, width) for name in own),
+        elementwise("rotary", 3 * rotated, 2 * rotated, width),
+        *attention(step, decoder.heads, decoder.head_dim, kv),
+        *([elementwise("output gate", gate, 3 * rows * queries, width)] if gate else []),
+        linear("out", rows, queries, hidden, width),
+    ]
+
+
+#: Rows that transformers' gated delta rule takes at once in a prefill.
+CHUNK = 64
+
+
+def linear_attention(decoder: Architecture, step: Step) -> list[Operation]:
+    """A gated delta rule: projections, a convolution over a few rows, the recurrence in chunks (one row: element by element).
+
+    A triangular system of n rows with m right-hand sides counts n² m.
+    """
+    sizes = decoder.linear
+    assert sizes is not None
+    hidden, batch, rows, width = decoder.hidden, step.batch, step.batch * step.queries, step.width
+    keys, values, heads = sizes.key_dim, sizes.value_dim, batch * sizes.value_heads
+    inner, state = sizes.value_heads * values, heads * keys * values
+    decoding = step.queries == 1 and step.context > 1
+    mixed = batch * (2 if decoding else step.queries + sizes.kernel - 1)
+    operations = [
+        linear("qkv", rows, hidden, sizes.channels, width),
+        linear("output gate", rows, hidden, inner, width),
+        *(linear(name, rows, hidden, sizes.value_heads, width) for name in ("rate", "decay")),
+        Operation("convolution", flops=2 * mixed * sizes.channels * sizes.kernel, bytes=width * 2 * rows * sizes.channels),
+        elementwise("activation of q, k, v", 4 * rows * sizes.channels, 2 * rows * sizes.channels, width),
+    ]
+    if decoding:
+        operations.append(elementwise("delta rule", 7 * state, 2 * state, 4))
+    else:
+        chunks = -(-step.queries // CHUNK)
+        within = 4 * CHUNK**2 * keys + CHUNK**2 * (keys + values) + 2 * CHUNK**2 * values
+        across = 6 * CHUNK * keys * values
+        moved = rows * (sizes.channels + inner) + chunks * 2 * state
+        operations.append(Operation("delta rule", flops=heads * chunks * (within + across), bytes=4 * moved))
+    return [
+        *operations,
+        elementwise("output norm", 9 * rows * inner, 3 * rows * inner, width),
+        linear("out", rows, inner, hidden, width),
+    ]
+
+
+def _layer_input(decoder: Architecture, rows: int, width: int) -> list[Operation]:
+    """What a layer makes of its own input (Gemma 4): a gate, the product, a projection, a norm, a residual add."""
+    hidden, inner = decoder.hidden, decoder.per_layer_width
+    return [
+        linear("layer input gate", rows, hidden, inner, width),
+        elementwise("layer input", 6 * rows * inner, 3 * rows * inner, width),
+        linear("layer input projection", rows, inner, hidden, width),
+        elementwise("layer input add", 5 * rows * hidden, 4 * rows * hidden, width, parallel=False),
+    ]
+
+
+def layer_inputs(decoder: Architecture, rows: int, width: int) -> list[Operation]:
+    """What each layer is given of the rows that enter the decoder (Gemma 4); [] where layers get no input of their own."""
+    inner = decoder.layers * decoder.per_layer_width
+    if not inner:
+        return []
+    return [
+        linear("layer inputs", rows, decoder.hidden, inner, width),
+        elementwise("layer inputs norm", 6 * rows * inner, 3 * rows * inner, width, parallel=False),
     ]
 
 

@@ -29,6 +29,8 @@ VISION_MODELS = {
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
     "qwen3_vl_moe": "qwen3-vl",
+    "qwen3_5": "qwen3-vl",
+    "qwen3_5_moe": "qwen3-vl",
 }
 #: model_type of the vision towers whose shape is known, and whether they prepend a class token.
 CLASS_TOKEN = {
@@ -128,11 +130,12 @@ def _decoder(text: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         **_experts(text, name),
         **_windows(text, name),
+        **_linear(text, name),
         "hidden": _need(text, ("hidden_size",), name),
         "layers": _need(text, ("num_hidden_layers",), name),
         "heads": heads,
         "kv_heads": _may(text, "num_key_value_heads", heads, name),
-        "intermediate": _need(text, ("intermediate_size",), name),
+        "intermediate": _need(text, ("intermediate_size", "moe_intermediate_size"), name),
         "vocab": _need(text, ("vocab_size",), name),
         "head_dim": _may(text, "head_dim", 0, name),
     }
@@ -151,6 +154,26 @@ def _experts(text: dict[str, Any], name: str) -> dict[str, Any]:
         "active_experts": _need(text, ("num_experts_per_tok",), name),
         "expert_intermediate": _whole(text["moe_intermediate_size"], "moe_intermediate_size", name),
         "dense_layers": [layer for layer in range(layers) if layer in dense or (layer + 1) % step],
+        "beside_experts": _may(text, "shared_expert_intermediate_size", 0, name),
+        "beside_gated": bool(text.get("shared_expert_intermediate_size")),
+    }
+
+
+def _linear(text: dict[str, Any], name: str) -> dict[str, Any]:
+    """Linear-attention layers, as Qwen3.5 writes them, whose other layers gate their output; {} where there are none."""
+    layers = [index for index, kind in enumerate(text.get("layer_types") or ()) if kind == "linear_attention"]
+    if not layers:
+        return {}
+    return {
+        "gated_attention": True,
+        "linear": {
+            "layers": layers,
+            "key_heads": _need(text, ("linear_num_key_heads",), name),
+            "value_heads": _need(text, ("linear_num_value_heads",), name),
+            "key_dim": _need(text, ("linear_key_head_dim",), name),
+            "value_dim": _need(text, ("linear_value_head_dim",), name),
+            "kernel": _may(text, "linear_conv_kernel_dim", 4, name),
+        },
     }
 
 

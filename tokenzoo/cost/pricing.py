@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from tokenzoo.cost import vision
+from tokenzoo.cost import exact, vision
 from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
 from tokenzoo.cost.conventions import Convention, load_convention
 from tokenzoo.cost.costs import Cost, DecodeCost, Part, PricedOperation
@@ -16,6 +16,7 @@ from tokenzoo.cost.hardware import Hardware, dtype_named, load_hardware, width_o
 from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
+from tokenzoo.method.accounting import check_layers
 from tokenzoo.method.workload import Architecture, Workload
 
 
@@ -111,10 +112,11 @@ def price_tokens(
     if rules.whole_model:
         parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
+        parts.append(setting.part("layer inputs", exact.layer_inputs(model.decoder, batch * tokens[0], setting.width)))
     kinds = [(model.decoder.of_layer(index), *counts) for index, counts in enumerate(zip(tokens, mlp, strict=True))]
-    layers = {kind: setting.layer(kind[0], kind[1], kind[1], kind[2]) for kind in set(kinds)}
-    parts += [Part(f"layer {index}", layers[kind]) for index, kind in enumerate(kinds)]
     positions = mlp[-1] if head_positions == "all" and rules.whole_model else min(1, mlp[-1])
+    layers = {kind: setting.prefill(*kind, positions) for kind in set(kinds)}
+    parts += [Part(f"layer {index}", layers[kind]) for index, kind in enumerate(kinds)]
     parts.append(setting.part("lm head", rules.lm_head(model.decoder, batch * positions, setting.width)))
     if rules.whole_model and overhead:
         parts.append(setting.part("method", [Operation("method", flops=overhead, parallel=False)]))
@@ -154,8 +156,13 @@ class Setting:
         return width_of(self.dtype)
 
     def check(self, tokens: Sequence[int], decode: int, head_positions: str) -> None:
-        """Raise UserError for numbers that cannot be."""
+        """Raise UserError for numbers that cannot be, and for layers that a convention has no formula for."""
         decoder, group = self.model.decoder, self.tensor_parallel
+        if (decoder.linear or decoder.shared_kv_layers) and not self.convention.whole_model:
+            raise UserError(
+                f"Convention '{self.convention.name}' has no formula for layers of {self.model.name} without keys and values of "
+                "their own. Price it with 'exact'."
+            )
         whole_number(self.batch, "batch", 1)
         whole_number(decode, "decode", 0)
         whole_number(group, "tensor parallel", 1)
@@ -193,8 +200,21 @@ class Setting:
             ]
         return self.priced(operations)
 
+    def prefill(self, decoder: Architecture, count: int, mlp: int, positions: int) -> tuple[PricedOperation, ...]:
+        """One layer of the prefill. Where it shares keys, only the rows whose logits are asked for go through it."""
+        if decoder.shared_kv_layers:
+            return self.layer(decoder, positions, count, positions)
+        return self.layer(decoder, count, count, mlp)
+
     def kv_bytes(self, decoder: Architecture, tokens: int) -> int:
-        """Bytes of one layer's keys and values: a layer with a window keeps all but one row of it."""
+        """Bytes of one layer's keys and values: a layer with a window keeps all but one row of it. A linear-attention layer keeps
+        the last rows before its convolution, and a state in float32, however many tokens there were."""
+        if decoder.shared_kv_layers:
+            return 0
+        if decoder.linear is not None:
+            sizes = decoder.linear
+            state = sizes.value_heads * sizes.key_dim * sizes.value_dim
+            return self.batch * (sizes.channels * sizes.kernel * self.width + 4 * state)
         if decoder.window:
             tokens = min(tokens, decoder.window - 1)
         return 2 * self.batch * tokens * decoder.kv_heads * decoder.head_dim * self.width
@@ -205,9 +225,10 @@ class Setting:
         layers_of = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(tokens))
         totals: list[Any] = [0, 0, 0, 0.0 if head.seconds is not None and self.hardware is not None else None]
         first: list[Any] = []
+        inputs = self.part("layer inputs", exact.layer_inputs(self.model.decoder, self.batch, self.width))
         for step in range(steps):
             added = [Part("", self.layer(decoder, 1, seen(decoder, count + step + 1))) for decoder, count in layers_of]
-            for part, times in [(head, 1), *zip(added, layers_of.values(), strict=True)]:
+            for part, times in [(head, 1), (inputs, 1), *zip(added, layers_of.values(), strict=True)]:
                 totals[0] += times * part.flops
                 totals[1] += times * part.elementwise
                 totals[2] += times * part.bytes
@@ -237,6 +258,7 @@ def _schedule(model: ModelArchitecture, workload: Workload, reducer: Schedulable
         return [workload.visual_tokens] * layers
     singles: tuple[Any, ...] = getattr(reducer, "reducers", (reducer,))
     for single in singles:
+        check_layers(single, model.decoder)
         wrong = [layer for layer in single.layers(layers) if not -1 <= layer < layers]
         if wrong:
             raise UserError(f"'{single}' acts after layer {wrong[0]}, but {model.name} has {layers} layers.")

@@ -203,6 +203,11 @@ def _grouped_flops(rows: Any, weights: Any, *arguments: Any, out_shape: Any = No
     return 2 * math.prod(rows) * weights[-1]
 
 
+def _triangular_flops(triangle: Any, sides: Any, *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+    """n² m for a triangle [..., n, n] and m right-hand sides (shapes)."""
+    return math.prod(sides) * triangle[-1]
+
+
 #: The Python names of the functions in `counter.PRODUCTS`; `@` is `matmul`, `rmatmul` or `imatmul`.
 SUNK = {*(name.strip("_") for name in PRODUCTS), "rmatmul", "imatmul"}
 
@@ -215,6 +220,7 @@ _FUSED = (
 )
 #: torch's registry lacks the CPU's attention kernel, and its own formula refuses grouped heads.
 CUSTOM: dict[Any, Any] = {getattr(torch.ops.aten, name): _attention_flops for name in _FUSED if hasattr(torch.ops.aten, name)}
+CUSTOM[torch.ops.aten.linalg_solve_triangular] = _triangular_flops
 if hasattr(torch.ops.aten, "_grouped_mm"):
     CUSTOM[torch.ops.aten._grouped_mm] = _grouped_flops
 

@@ -97,6 +97,11 @@ def _addmm(inputs: list[Any], outputs: list[Any]) -> int:
     return _products(shape(outputs[0]), shape(inputs[1])[-1])
 
 
+def _triangular(inputs: list[Any], outputs: list[Any]) -> int:
+    """n² m for a triangle [..., n, n] and m right-hand sides."""
+    return math.prod(shape(outputs[0])) * shape(inputs[0])[-1]
+
+
 def _bilinear(inputs: list[Any], outputs: list[Any]) -> int:
     return _products(shape(outputs[0]), math.prod(shape(inputs[2])[1:]))
 
@@ -134,6 +139,7 @@ PRODUCTS = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "linalg_matmul", "_grouped_mm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _addmm),
     **dict.fromkeys(("_convolution", "convolution", "_convolution_mode", "conv1d", "conv2d", "conv3d"), _convolution),
+    "linalg_solve_triangular": _triangular,
     "bilinear": _bilinear,
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,

@@ -44,7 +44,7 @@ class Layout:
         if self._mask is None or self._mask.device != device:
             self._mask = torch.zeros(len(self.columns), self.length, dtype=torch.bool, device=device)
             for sample, columns in enumerate(self.columns):
-                self._mask[sample, slice(None) if columns is None else columns] = True
+                self._mask[sample, slice(None) if columns is None else columns.to(device)] = True
         return self._mask
 
     @classmethod

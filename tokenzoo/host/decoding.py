@@ -8,6 +8,7 @@ import torch
 from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
+from tokenzoo.host.family import LINEAR
 from tokenzoo.host.masks import LayerTypes
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.stages import Stage
@@ -21,12 +22,12 @@ class DecodingStep:
         self.cache, self.given = call["past_key_values"], call
         self.mask = None if types.several else call.get("attention_mask")
         self.first = prefill.first_stage
-        self.generated = self.cache.get_seq_length() - self.first.layout.length
+        self.generated = self.cache.get_seq_length() - prefill.stage(types.reported).layout.length
         self.inputs: dict[tuple[int, str], dict[str, Any]] = {}
         self.since: torch.Tensor | None = None
 
     def decoder_inputs(self) -> dict[str, Any]:
-        """What to change of the decoder's arguments: where rows left before layer 0, positions and the 2-D mask.
+        """What to change of the decoder's arguments where the cache is shorter than the prompt: positions and the 2-D mask.
 
         Positions are set from what the prefill left, so a hand-written loop need not pass any.
         """
@@ -57,8 +58,8 @@ class DecodingStep:
             self.since = prompt.new_ones(len(prompt), self.generated + 1) if given is None else given
         return torch.cat([prompt, self.since.to(device)], dim=1)
 
-    def _step_mask(self, stage: Stage, hidden: torch.Tensor) -> Any:
-        """What the layers of a stage may attend to; one query sees every token of its sample."""
+    def _step_mask(self, stage: Stage, index: int, hidden: torch.Tensor) -> Any:
+        """What layer `index` of a stage may attend to; one query sees every token of its sample."""
         columns = self._columns(stage.layout, hidden.device)
         if self.decoder.config._attn_implementation == "sdpa":
             return columns[:, None, None]
@@ -67,7 +68,7 @@ class DecodingStep:
             inputs_embeds=hidden,
             attention_mask=columns,
             past_key_values=self.cache,
-            layer_idx=stage.first_layer,
+            layer_idx=index,
         )
 
     def _mask(self, stage: Stage, layer_type: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -93,8 +94,8 @@ class DecodingStep:
             inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
             if self.types.several:
                 inputs["attention_mask"] = self._mask(stage, layer_type, index, hidden)
-            elif stage.layout.padded:
-                inputs["attention_mask"] = self._step_mask(stage, hidden)
+            elif stage.layout.padded and layer_type != LINEAR:
+                inputs["attention_mask"] = self._step_mask(stage, index, hidden)
             if stage.next_position is not None:
                 position = (stage.next_position + self.generated)[:, None]
                 inputs["position_embeddings"] = self.types.rotary(hidden, position.to(hidden.device), layer_type)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The type of layers that attend to everything before them.
 FULL = "full_attention"
+#: The type of layers that keep a state in place of keys and values; their mask is the padding, and rows follow each other.
+LINEAR = "linear_attention"
 
 #: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
 Module = Any
@@ -132,8 +134,9 @@ class Family(ABC):
         """The modules of an encoder layer whose outputs are its q and k: (q, k), or one fused (qkv,)."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
-    def decoder_projections(self, layer: Module) -> tuple[Module, Module]:
-        """The modules whose outputs are the q and k of a decoder layer before the rotary embedding."""
+    def decoder_projections(self, layer: Module) -> tuple[Module, Module] | None:
+        """The modules whose outputs are the q and k of a decoder layer before the rotary embedding; None where a layer makes
+        no keys of its own, so that no method can read its attention."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
     def mlp_branch(self, layer: Module) -> tuple[Module, Module]:
@@ -150,8 +153,12 @@ class Family(ABC):
             )
         return layer.post_attention_layernorm, layer.mlp
 
+    def query_heads(self, layer: Module, states: torch.Tensor) -> torch.Tensor:
+        """The query projection's output [tokens, width] as heads [tokens, heads, head dim]."""
+        return states.unflatten(-1, (-1, layer.self_attn.head_dim))
+
     def layer_type(self, decoder: Module, index: int) -> str:
-        """The type of a decoder layer, of which there are several only with `per_layer_type`."""
+        """The type of a decoder layer: by it masks differ, and with `per_layer_type` rotary embeddings too."""
         return decoder.config.layer_types[index] if self.per_layer_type else FULL
 
     def rotary(
@@ -169,9 +176,10 @@ class Family(ABC):
         return getattr(layer.self_attn, "q_norm", None), getattr(layer.self_attn, "k_norm", None)
 
     def rotate(self, layer: Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Apply the rotary embedding cos, sin [tokens, head dim] to q or k [heads, tokens, head dim]."""
-        first, second = states.chunk(2, dim=-1)
-        return states * cos + torch.cat((-second, first), dim=-1) * sin
+        """Apply the rotary embedding cos, sin [tokens, turned channels] to q or k [heads, tokens, head dim]."""
+        turned, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
+        first, second = turned.chunk(2, dim=-1)
+        return torch.cat((turned * cos + torch.cat((-second, first), dim=-1) * sin, rest), dim=-1)
 
     def added_layers(self, model: Module) -> int:
         """After how many of its first layers the decoder adds features of its own to the rows (DeepStack)."""
@@ -260,7 +268,7 @@ class Family(ABC):
             layers=config.num_hidden_layers,
             heads=config.num_attention_heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            intermediate=config.intermediate_size,
+            intermediate=getattr(config, "intermediate_size", None) or config.moe_intermediate_size,
             vocab=config.vocab_size,
             head_dim=getattr(config, "head_dim", None) or 0,
             **(self._encoder_dimensions(model, vision) if vision is not None else {}),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.family import Module
 from tokenzoo.host.masks import seen
 from tokenzoo.host.placement import beside
 from tokenzoo.method.decoder_layer import Places
@@ -24,7 +25,9 @@ class LayerInSample:
 
     def __init__(self, around: LayerReduction, prefill: Prefill, stage: Stage, sample: int) -> None:
         self.around, self.prefill, self.stage, self.sample = around, prefill, stage, sample
-        self.scaling: float = around.layer.self_attn.scaling
+        following = around.decoder.layers[max(around.index, 0) + 1 :][:1]  # asked where this layer has no attention
+        attending = [layer for layer in (around.layer, *following) if hasattr(layer, "self_attn")]
+        self.scaling: float = attending[0].self_attn.scaling if attending else 1.0
 
     def query(self, rows: torch.Tensor) -> torch.Tensor:
         return self._turned(self.around.index, QUERY, self._projected("query")[rows], rows)
@@ -58,7 +61,11 @@ class LayerInSample:
         frequencies = self.around.family.frequencies(self.around.decoder, types.of(self.around.index))
         if not isinstance(frequencies, torch.Tensor):
             raise UnsupportedError("This decoder's rotary embedding has no fixed frequencies.")
-        return frequencies
+        still = self.around.layer.self_attn.head_dim // 2 - len(frequencies)  # channels that it does not turn
+        return torch.nn.functional.pad(frequencies, (0, still))
+
+    def _projections(self, index: int) -> tuple[Module, Module] | None:
+        return self.around.family.decoder_projections(self.around.decoder.layers[index])
 
     def places(self) -> Places:
         rows = self.stage.rows[self.sample]
@@ -68,6 +75,8 @@ class LayerInSample:
     def _projected(self, name: str) -> torch.Tensor:
         if self.around.index < 0:
             raise UnsupportedError("Before layer 0 no layer has queries, keys or attention: read them after its attention.")
+        if name not in self.around.projected:
+            raise no_attention(self.around.index)
         return self.stage.layout.take(self.around.projected[name], self.sample)
 
     def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> torch.Tensor | None:
@@ -85,7 +94,10 @@ class LayerInSample:
         if index == len(self.around.decoder.layers):
             raise UnsupportedError(f"Layer {index - 1} is the last one: no next layer has attention.")
         following = self.around.decoder.layers[index]
-        projection = self.around.family.decoder_projections(following)[which]
+        projections = self._projections(index)
+        if projections is None:
+            raise no_attention(index)
+        projection = projections[which]
         there = beside(states, projection)  # the next layer may lie on another device
         return self._turned(index, which, projection(following.input_layernorm(there)), rows).to(states.device)
 
@@ -95,16 +107,25 @@ class LayerInSample:
         cos, sin = (angles.to(states.device) for angles in self._angles(index, states))
         if rows is not None:
             cos, sin = cos[rows.to(cos.device)], sin[rows.to(sin.device)]
-        heads = states.unflatten(-1, (-1, layer.self_attn.head_dim))
-        norm = self.around.family.head_norms(layer)[which]
+        family = self.around.family
+        heads = family.query_heads(layer, states) if which == QUERY else states.unflatten(-1, (-1, layer.self_attn.head_dim))
+        norm = family.head_norms(layer)[which]
         heads = (heads if norm is None else norm(heads)).transpose(0, 1)
-        return self.around.family.rotate(layer, heads, cos, sin)
+        return family.rotate(layer, heads, cos, sin)
 
     def _angles(self, index: int, states: torch.Tensor) -> list[torch.Tensor]:
         """cos and sin [rows, head dim] for layer `index`: this one, or the next one, which may be of another type."""
         types = self.around.types
         positions = self.stage.positions[self.sample]
-        if types.of(index) != self.around.layer_type:
+        if not types.turn_alike(index, max(self.around.index, 0)):
             return [angles[0] for angles in types.rotary(states, positions[None].to(states.device), types.of(index))]
         given = (angles.to(positions.device) for angles in self.around.call["position_embeddings"])
         return [self.stage.layout.take(angles, self.sample) for angles in given]
+
+
+def no_attention(index: int) -> UnsupportedError:
+    """What a method is told that reads the attention of a layer without."""
+    return UnsupportedError(
+        f"Decoder layer {index} has no attention map: it keeps a state in place of keys, or reads an earlier layer's keys. "
+        "Let the method act at another layer."
+    )

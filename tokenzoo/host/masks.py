@@ -8,6 +8,7 @@ only where a method returned tokens in another order than that of their position
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,16 @@ class LayerTypes:
     @property
     def several(self) -> bool:
         return self.family.per_layer_type
+
+    @cached_property
+    def reported(self) -> int:
+        """The layer whose length a KV cache gives as its own: the first that keeps keys."""
+        projections = self.family.decoder_projections
+        return next(index for index, layer in enumerate(self.decoder.layers) if projections(layer) is not None)
+
+    def turn_alike(self, one: int, other: int) -> bool:
+        """Whether two layers have the same rotary embedding."""
+        return not self.several or self.of(one) == self.of(other)
 
     def of(self, index: int) -> str:
         return self.family.layer_type(self.decoder, index)

@@ -18,11 +18,12 @@ from tokenzoo.host.prompt import Prompt
 
 def check_own_pruning(model: Module) -> None:
     """A model that drops visual tokens by itself (nemotron_h_omni) would be measured with two reductions at once."""
-    rate = getattr(getattr(model, "config", None), "video_pruning_rate", None)
+    owners = [getattr(model, "config", None), *model.modules()]  # a module may have copied it from the config
+    rate = next((found for owner in owners if (found := getattr(owner, "video_pruning_rate", None))), None)
     if rate:
         raise UnsupportedError(
             f"This '{model.config.model_type}' model drops visual tokens by itself (video_pruning_rate={rate}), so no method "
-            "would be compared fairly on it. Set config.video_pruning_rate = 0."
+            "would be compared fairly on it. Load it with from_pretrained(..., video_pruning_rate=0.0)."
         )
 
 
@@ -199,7 +200,7 @@ def check_input_ids(input_ids: torch.Tensor | None) -> torch.Tensor:
 
 
 def check_decoding(call: dict[str, Any], filled: int | None) -> None:
-    """Each call after the prefill brings one token, and continues that prefill's cache, of which layer 0 holds `filled` rows."""
+    """Each call after the prefill brings one token, and continues that prefill's cache, in which it left `filled` rows."""
     given = call.get("inputs_embeds")
     queries = (given if given is not None else call["input_ids"]).shape[1]
     cached = call["past_key_values"].get_seq_length()

@@ -208,8 +208,8 @@ class Run:
         entering = call["inputs_embeds"] if self.methods.acting else None
         self.prefill = Prefill(prompt, entry, [stage], checks, entering)
         if self.methods.reduce_anything:
-            if -1 in self.methods.acting and entry.next_position is None:
-                entry_positions(entry, call.get("position_ids"), self.mrope)  # it counts the cache, which holds fewer rows
+            if min(self.methods.acting, default=0) < self.types.reported and entry.next_position is None:
+                entry_positions(entry, call.get("position_ids"), self.mrope)  # it counts the cache, which reports fewer rows
             self.prefill.additions, replaced = self.family.additions(self.model, {**call, "inputs_embeds": embeddings})
             changed |= replaced
         return changed
@@ -250,7 +250,7 @@ class Run:
         if not self.methods.reduce_anything:
             return {}
         prefill = self.prefills.get(call["past_key_values"])
-        refusals.check_decoding(call, prefill.first_stage.layout.length if prefill else None)
+        refusals.check_decoding(call, prefill.stage(self.types.reported).layout.length if prefill else None)
         assert prefill is not None
         self.prefill = prefill
         self.step = DecodingStep(self.types, prefill, call, self.mrope)

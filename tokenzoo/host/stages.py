@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.entry import Entry
-from tokenzoo.host.family import Family, Module
+from tokenzoo.host.family import LINEAR, Family, Module
 from tokenzoo.host.layer import LayerInSample
 from tokenzoo.host.masks import LayerTypes
 from tokenzoo.host.refusals import check_rows
@@ -133,7 +133,10 @@ class LayerReduction:
 
             return hook
 
-        query, key = self.family.decoder_projections(self.layer)
+        projections = self.family.decoder_projections(self.layer)
+        if projections is None:
+            return []
+        query, key = projections
         return [query.register_forward_hook(keep("query")), key.register_forward_hook(keep("key"))]
 
     def events(self, prefill: Prefill, stage: Stage, output: torch.Tensor, after: ActsAfter) -> list[DecoderLayer]:
@@ -206,8 +209,8 @@ class LayerReduction:
     ) -> None:
         following.next_position = stage.next_position
         renumbered = [event.renumbered is not None for event in events]
-        for layer_type in self.types.since(following.first_layer):
-            if any(renumbered) or layer_type != self.layer_type:
+        for layer_type, index in self.types.since(following.first_layer).items():
+            if any(renumbered) or not self.types.turn_alike(index, max(self.index, 0)):
                 positions = following.layout.pad(following.positions)
                 following.position_embeddings[layer_type] = self.types.rotary(hidden, positions, layer_type)
             else:
@@ -228,14 +231,21 @@ class LayerReduction:
             layout, blocks = following.layout, following.blocks
             following.masks = self.types.prefill_masks(following.first_layer, layout, following.positions, blocks, hidden)
             return
-        if self.call.get("attention_mask") is None and not following.layout.padded:
+        linear = self.layer_type == LINEAR  # whose mask does not tell whether the others have one
+        if self.call.get("attention_mask") is None and not following.layout.padded and not linear:
             return
-        following.masks[self.layer_type] = create_causal_mask(
-            config=self.decoder.config,
-            inputs_embeds=hidden,
-            attention_mask=following.layout.mask(hidden.device) if following.layout.padded else None,
-            past_key_values=self.call.get("past_key_values"),
-            layer_idx=self.index + 1,
-            # whether the mask could be left out is asked of the device; without padding there is none anyway
-            allow_is_causal_skip=not following.layout.padded,
-        )
+        padding = following.layout.mask(hidden.device) if following.layout.padded else None
+        for layer_type, index in self.types.since(following.first_layer).items():
+            following.masks[layer_type] = (
+                padding
+                if layer_type == LINEAR
+                else create_causal_mask(
+                    config=self.decoder.config,
+                    inputs_embeds=hidden,
+                    attention_mask=padding,
+                    past_key_values=self.call.get("past_key_values"),
+                    layer_idx=index,
+                    # whether the mask could be left out is asked of the device; without padding there is none anyway
+                    allow_is_causal_skip=not following.layout.padded,
+                )
+            )

@@ -161,6 +161,38 @@ def acting_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
     return acting
 
 
+def check_layers(method: TokenReducer, architecture: Architecture) -> None:
+    """Raise UnsupportedError, before anything runs, where a method acts inside an LLM at layers where it cannot.
+
+    A layer without keys of its own has no attention to read. A token must not be dropped between a layer whose keys later
+    ones read and those.
+    """
+    layers = architecture.layers
+    keyless = [index for index in range(layers) if not architecture.has_keys(index)]
+    if not keyless or not method.acts_inside:
+        return
+    acting, sources = acting_layers(method, layers), architecture.shared_sources
+    late = [layer for layer in acting if sources and layer >= sources[0]]
+    if late:
+        raise UnsupportedError(
+            f"'{method}' drops tokens after decoder layer {late[0]}, but the last {architecture.shared_kv_layers} layers read "
+            f"keys and values of layers {_listed(sources)}, which would still hold them. Methods may act after layers 0 to "
+            f"{sources[0] - 1}; see 'tokenzoo show {method.name}'."
+        )
+    wrong = sorted(_counted().attention_read(method, architecture) & set(keyless))
+    if wrong:
+        able = [index for index in range(layers) if architecture.has_keys(index)]
+        raise UnsupportedError(
+            f"'{method}' reads the attention of decoder layer {wrong[0]}, which has no attention map. Layers with one are "
+            f"{_listed(able)} of {layers}, counted from 0. Choose its layers by them ('tokenzoo show {method.name}'), or a "
+            "method that acts before the LLM."
+        )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
 def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, TokenReducer, int | None]]:
     """(layer, method, tokens left after it) in the order in which the methods act: after a layer's attention, then after it."""
     kept: list[tuple[TokenReducer, Mapping[int, int | None]]] = []
@@ -240,8 +272,9 @@ def overhead(methods: Methods, workload: Workload) -> int:
 
 
 def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, int, int]], workload: Workload) -> int:
-    known = [method.score_flops(workload.text_tokens + before, workload.architecture) for _, before, _ in steps]
-    if any(flops is None for flops in known):
+    architecture = workload.architecture
+    known = [method.score_flops(workload.text_tokens + before, architecture) for _, before, _ in steps]
+    if not architecture.uniform or any(flops is None for flops in known):
         return _counted().pick_flops(method, entered, tuple(steps), workload)
     return sum(flops or 0 for flops in known)
 

@@ -6,6 +6,7 @@ computes must depend on shapes alone for that; where its work depends on the pic
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,27 @@ def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, 
             method.pick(layer_event(layer, before, entered, workload, memory, method.acts_after), after)
 
     return _count(key, run)
+
+
+def attention_read(method: TokenReducer, architecture: Architecture) -> set[int]:
+    """The decoder layers whose attention a method reads, seen by letting it pick on stand-ins.
+
+    A method that fails on them tells nothing; the host refuses it when it asks.
+    """
+    read: set[int] = set()
+    before = entered = 64
+    workload = Workload(architecture, (Source("image", (entered,)),), 16, text_after=8)
+    memory: dict[str, Any] = {}
+    for layer, count in sorted(method.kept(entered, architecture.layers).items()):
+        if before and (count is None or 0 < count < before):
+            event = layer_event(layer, before, entered, workload, memory, method.acts_after)
+            try:
+                with torch.no_grad(), Weightless():
+                    method.pick(replace(event, signals=_Watched(event, architecture, read)), count)
+            except Exception:
+                return read
+        before = before if count is None else min(before, count)
+    return read
 
 
 def _count(key: Any, run: Callable[[], Any]) -> int:
@@ -154,7 +176,7 @@ def layer_event(
         visual=torch.arange(ahead, ahead + visual),
         text=torch.cat([torch.arange(ahead), torch.arange(ahead + visual, total)]),
         entered=entered,
-        signals=_Layer(architecture, total),
+        signals=_Layer(architecture, total, index),
         after=after,
         text_behind=workload.text_tokens - ahead,
         memory=memory,
@@ -166,13 +188,14 @@ class _Layer:
 
     scaling = 1.0
 
-    def __init__(self, architecture: Architecture, tokens: int) -> None:
-        self.architecture, self.tokens = architecture, tokens
+    def __init__(self, architecture: Architecture, tokens: int, index: int) -> None:
+        self.architecture, self.tokens = architecture.of_layer(index), tokens
+        self.following = architecture.of_layer(index + 1)
 
-    def _projected(self, states: torch.Tensor, heads: int) -> torch.Tensor:
-        width = self.architecture.head_dim
-        made = torch.mm(states, stand_in(self.architecture.hidden, heads * width))
-        return made.unflatten(-1, (heads, width)).transpose(0, 1)
+    def _projected(self, states: torch.Tensor, heads: int, gated: bool = False) -> torch.Tensor:
+        width = self.following.head_dim
+        made = torch.mm(states, stand_in(self.following.hidden, (1 + gated) * heads * width))
+        return made.unflatten(-1, (-1, width))[:, :heads].transpose(0, 1)
 
     def query(self, rows: torch.Tensor) -> torch.Tensor:
         return stand_in(self.architecture.heads, len(rows), self.architecture.head_dim)
@@ -181,10 +204,10 @@ class _Layer:
         return stand_in(self.architecture.kv_heads, self.tokens, self.architecture.head_dim)
 
     def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return self._projected(states, self.architecture.heads)
+        return self._projected(states, self.following.heads, self.following.gated_attention)
 
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        return self._projected(states, self.architecture.kv_heads)
+        return self._projected(states, self.following.kv_heads)
 
     def embeddings(self, rows: torch.Tensor | None) -> torch.Tensor:
         return stand_in(self.tokens, self.architecture.hidden)
@@ -205,3 +228,27 @@ class _Layer:
 
     def frequencies(self) -> torch.Tensor:
         return torch.ones(self.architecture.head_dim // 2)
+
+
+class _Watched(_Layer):
+    """Notes in `read` whose attention is asked for."""
+
+    def __init__(self, event: DecoderLayer, architecture: Architecture, read: set[int]) -> None:
+        super().__init__(architecture, len(event.hidden_states), event.index)
+        self.index, self.read = event.index, read
+
+    def query(self, rows: torch.Tensor) -> torch.Tensor:
+        self.read.add(self.index)
+        return super().query(rows)
+
+    def key(self, rows: torch.Tensor | None) -> torch.Tensor:
+        self.read.add(self.index)
+        return super().key(rows)
+
+    def next_query(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        self.read.add(self.index + 1)
+        return super().next_query(states, rows)
+
+    def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        self.read.add(self.index + 1)
+        return super().next_key(states, rows)

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tokenzoo.method.reduction import ActsAfter
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """The decoder layers that keep a state in place of keys and values (Qwen3.5's gated DeltaNet), and their dimensions.
+
+    `key_dim` and `value_dim` are those of one head; `kernel` rows are mixed by a convolution before the recurrence.
+    """
+
+    layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def channels(self) -> int:
+        """Of q, k and v together, which go through the convolution."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
 @dataclass(frozen=True)
@@ -21,7 +41,14 @@ class Architecture:
 
     A mixture of experts has `experts` in every layer but the `dense_layers`, `active_experts` of them for each token, each
     `expert_intermediate` wide. With a `window`, layers other than `full_attention_layers` keep no more than its last rows in
-    their KV cache. `of_layer` tells what one layer is.
+    their KV cache. The `linear` layers keep a state instead. The last `shared_kv_layers` layers make no keys and values:
+    they read those of the last layer before them of their type. `of_layer` tells what one layer is.
+
+    What only prices need: with `gated_attention` the query projection makes a gate of the same width besides;
+    `beside_experts` is the width of an MLP that every token passes beside its experts, `beside_gated` whether that has a gate
+    of one number. In Gemma 4 the full-attention layers have heads of `full_head_dim` and `full_kv_heads` of keys, which are
+    the values too where `key_is_value`; layers that share keys have an MLP twice as wide where `wide_shared_mlp`; each layer
+    is given `per_layer_width` numbers for each token.
     """
 
     name: str
@@ -46,15 +73,56 @@ class Architecture:
     dense_layers: tuple[int, ...] = ()
     window: int = 0
     full_attention_layers: tuple[int, ...] = ()
+    linear: LinearAttention | None = None
+    shared_kv_layers: int = 0
+    gated_attention: bool = False
+    beside_experts: int = 0
+    beside_gated: bool = False
+    full_head_dim: int = 0
+    full_kv_heads: int = 0
+    key_is_value: bool = False
+    wide_shared_mlp: bool = False
+    per_layer_width: int = 0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether q and k are alike in all layers, and nothing but q comes out of the query projection."""
+        return self.linear is None and not self.gated_attention and not self.full_head_dim
+
+    def has_keys(self, index: int) -> bool:
+        """Whether a decoder layer makes keys of its own: only then can a method read its attention."""
+        return (self.linear is None or index not in self.linear.layers) and index < self.layers - self.shared_kv_layers
+
+    @property
+    def shared_sources(self) -> tuple[int, ...]:
+        """The layers whose keys and values later ones read, ascending."""
+        if not self.shared_kv_layers:
+            return ()
+        own = range(self.layers - self.shared_kv_layers)
+        kinds = {index in self.full_attention_layers: index for index in own}
+        return tuple(sorted(kinds.values()))
 
     def of_layer(self, index: int) -> Architecture:
-        """The decoder as layer `index` is: with a mixture of experts, `intermediate` is that of the active ones together."""
-        layer = replace(self, window=0) if self.window and index in self.full_attention_layers else self
-        if not self.experts:
-            return layer
-        if index in self.dense_layers:
-            return replace(layer, experts=0)
-        return replace(layer, intermediate=self.active_experts * self.expert_intermediate)
+        """The decoder as layer `index` is: what other layers have is 0 or None there; with a mixture of experts, `intermediate`
+        is that of the active ones together, and of the MLP beside them."""
+        changes: dict[str, Any] = {}
+        shared = index >= self.layers - self.shared_kv_layers
+        if index in self.full_attention_layers:
+            changes = {"window": 0, "head_dim": self.full_head_dim or self.head_dim}
+            changes["kv_heads"] = self.full_kv_heads or self.kv_heads
+        else:
+            changes["key_is_value"] = False
+        if self.linear is not None and index not in self.linear.layers:
+            changes["linear"] = None
+        if self.shared_kv_layers and not shared:
+            changes["shared_kv_layers"] = 0
+        if shared and self.wide_shared_mlp:
+            changes["intermediate"] = 2 * self.intermediate
+        if self.experts and index in self.dense_layers:
+            changes["experts"] = 0
+        elif self.experts:
+            changes["intermediate"] = self.active_experts * self.expert_intermediate + self.beside_experts
+        return replace(self, **changes) if changes else self
 
     def __post_init__(self) -> None:
         if not self.head_dim:

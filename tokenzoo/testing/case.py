@@ -59,6 +59,7 @@ def _rounding(case: Case) -> float:
 class Outcome:
     """What a reduced run gave: everything the oracle is compared with.
 
+    `kv_lengths`: rows in each layer's KV cache; None where a layer has none.
     `entering`: for each sample and each of its images and videos the methods' calls before the LLM; `inside`: for each sample
     those inside it.
     """
@@ -66,7 +67,7 @@ class Outcome:
     trace: Trace
     logits: list[torch.Tensor]
     generated: torch.Tensor
-    kv_lengths: list[int]
+    kv_lengths: list[int | None]
     entry: torch.Tensor
     entering: list[list[list[Call]]]
     inside: list[list[Call]]
@@ -120,7 +121,8 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
     if not case.generates:
         counts = [len(sample.rows(trace.layers)) for sample in trace.samples]
         logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
-    lengths = [int(layer.keys.shape[-2]) for layer in cache.layers]
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    lengths = [None if states is None else int(states.shape[-2]) for states in keys]
     return Outcome(trace, logits, generated, lengths, seen[0], entering, inside)
 
 

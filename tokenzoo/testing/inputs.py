@@ -30,7 +30,17 @@ PICTURES: dict[str, list[list[str]]] = {
     "mixed": [["video", "image"], ["image"]],
 }
 #: The model types that tell videos from images.
-VIDEO_TYPES = ("llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+VIDEO_TYPES = (
+    "llava_onevision",
+    "llava_next_video",
+    "video_llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+)
 #: Sizes of the pictures (height, width) in pixels or, for the Qwen models, in patches; they differ on purpose.
 _SIZES = ((40, 80), (90, 60), (64, 64))
 _GRIDS = ((8, 12), (12, 8), (8, 8))
@@ -250,6 +260,8 @@ _BUILDERS = {
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
     "qwen3_vl_moe": _qwen,
+    "qwen3_5": _qwen,
+    "qwen3_5_moe": _qwen,
     "internvl": _internvl,
     "llava_next_video": _anyres,
     "video_llava": _llava,

@@ -36,6 +36,10 @@ from transformers import (
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -342,6 +346,45 @@ def _qwen3_vl_moe(layers: int) -> nn.Module:
     )
 
 
+def _qwen3_5(layers: int) -> dict[str, Any]:
+    """Every third layer attends, the second first; two value heads share a key head in the others."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    text = {
+        **_decoder(layers, KV_HEADS),
+        "head_dim": HIDDEN // HEADS,
+        "layer_types": ["full_attention" if index % 3 == 1 else "linear_attention" for index in range(layers)],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 12,
+        "rope_parameters": rope,
+    }
+    vision = _qwen3(layers, [])["vision_config"]
+    del vision["deepstack_visual_indexes"]
+    return {"text_config": text, "vision_config": vision, **_QWEN_TOKENS}
+
+
+def _remembering(model: Any) -> nn.Module:
+    """States that last: with the drawn decay most forget each row at once, and norms of next to nothing blow up rounding."""
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "linear_attn"):
+            layer.linear_attn.A_log.data.uniform_(-4, -1)
+            layer.linear_attn.conv1d.weight.data.normal_(0, 0.5)
+    return model
+
+
+def _qwen3_5_dense(layers: int) -> nn.Module:
+    return _remembering(Qwen3_5ForConditionalGeneration(Qwen3_5Config(**_qwen3_5(layers))))
+
+
+def _qwen3_5_moe(layers: int) -> nn.Module:
+    sizes = _qwen3_5(layers)
+    del sizes["text_config"]["intermediate_size"]
+    sizes["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 2}
+    sizes["text_config"] |= {"moe_intermediate_size": HIDDEN, "shared_expert_intermediate_size": HIDDEN // 2}
+    return _remembering(Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeConfig(**sizes)))
+
+
 _BUILDERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "llava": ("llava", _llava),
     "llava-next": ("llava_next", _llava_next),
@@ -351,6 +394,8 @@ _BUILDERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "qwen3-vl": ("qwen3_vl", _qwen3_vl),
     "qwen3-vl-mha": ("qwen3_vl", _qwen3_vl_mha),
     "qwen3-vl-moe": ("qwen3_vl_moe", _qwen3_vl_moe),
+    "qwen3.5": ("qwen3_5", _qwen3_5_dense),
+    "qwen3.5-moe": ("qwen3_5_moe", _qwen3_5_moe),
     "internvl": ("internvl", _internvl),
     "llava-next-video": ("llava_next_video", _llava_next_video),
     "video-llava": ("video_llava", _video_llava),

@@ -1,12 +1,14 @@
 """The mask oracle: what a model must answer if tokens are really dropped, computed without dropping any.
 
-Every row stays in every decoder layer; a row that the trace says is gone is hidden from the others by a 4-D mask.
+Every row stays in every decoder layer; a row that the trace says is gone is hidden from the others by a 4-D mask. A layer
+that keeps a state in place of keys has no such mask: there the recurrence is worked out again, over the rows that are left.
 One sample at a time, the whole sequence (prompt and generated tokens) at once, no KV cache, no padding: nothing here
 is shared with the host but the trace it is checked against. It computes where the model lies, in the model's number format.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from torch import nn
 
 from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.trace import SampleTrace
+from tokenzoo.testing.recurrence import recurrent_layer
 
 
 @dataclass
@@ -134,6 +137,7 @@ def oracle_logits(
     masks: dict[int | None, torch.Tensor] = {}
     rotary: dict[str, Any] = {}
     hidden = _with_merged(hidden, first, sample.merged.get((-1, "attention")))
+    each_type = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
     for number, layer in enumerate(decoder.layers):
         places = sample.renumbered.get(number - 1)
         if places:
@@ -141,14 +145,18 @@ def oracle_logits(
             rotary, masks = {}, {}
         kind, window = types[number], layer_window(decoder, number)
         if kind not in rotary:
-            given = (kind,) if len(set(types)) > 1 else ()
+            given = (kind,) if each_type else ()
             rotary[kind] = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None], *given)
         if number and trace.rows(number) != trace.rows(number - 1):
             masks = {}
         if window not in masks:
             masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
         with _masks_allowed(decoder), _merging_inside(layer, first, sample.merged.get((number, "attention"))):
-            hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
+            if kind == "linear_attention":
+                present = [*(first + row for row in trace.rows(number)), *range(first + count, whole.shape[1])]
+                hidden = recurrent_layer(layer, hidden, present)
+            else:
+                hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in prompt.additions:
             hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
@@ -201,6 +209,11 @@ def layer_window(decoder: Any, number: int) -> int | None:
     """How far back a decoder layer looks; None where it sees everything."""
     types = getattr(decoder.config, "layer_types", None)
     return decoder.config.sliding_window if types and types[number] == "sliding_attention" else None
+
+
+def has_keys(decoder: Any, number: int) -> bool:
+    """Whether a decoder layer keeps keys and values of its own."""
+    return hasattr(getattr(decoder.layers[number], "self_attn", None), "k_proj")
 
 
 def _blocks(prompt: FullPrompt, index: int, columns: torch.Tensor, new: int) -> torch.Tensor | None:

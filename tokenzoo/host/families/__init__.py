@@ -11,6 +11,7 @@ from tokenzoo.host.families.llava_next import LlavaNext
 from tokenzoo.host.families.llava_next_video import LlavaNextVideo
 from tokenzoo.host.families.llava_onevision import LlavaOnevision
 from tokenzoo.host.families.qwen2_vl import Qwen2VL
+from tokenzoo.host.families.qwen3_5 import Qwen35
 from tokenzoo.host.families.qwen3_vl import Qwen3VL
 from tokenzoo.host.families.video_llava import VideoLlava
 from tokenzoo.host.family import Family
@@ -23,6 +24,7 @@ BUILT_IN: tuple[Family, ...] = (
     VideoLlava(),
     Qwen2VL(),
     Qwen3VL(),
+    Qwen35(),
     InternVL(),
     Gemma3(),
     Idefics3(),
