@@ -18,7 +18,7 @@ LLAVA = {"image": "<image>", "video": "<video>"}
 QWEN = {kind: f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video")}
 PLACEHOLDERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(FAMILIES, LLAVA),
-    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe"), QWEN),
+    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"), QWEN),
     "internvl": {"image": "<IMG_CONTEXT>", "video": "<video>"},
     "gemma3": {"image": "<start_of_image>", "video": ""},
 }
@@ -48,7 +48,7 @@ BEGIN = ("gemma3", "idefics2", "idefics3")
 #: Families whose processor has a half for videos, which needs torchvision; SmolVLM's needs num2words besides.
 WITH_VIDEO_HALF = (
     "llava-next-video", "llava-onevision", "video-llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe",
-    "internvl", "smolvlm",
+    "qwen3.5", "qwen3.5-moe", "internvl", "smolvlm",
 )  # fmt: skip
 
 
