@@ -32,9 +32,9 @@ def hooks_page() -> str:
     for name in OVERRIDABLE:
         parts.append(_function(name, getattr(TokenReducer, name)))
     parts.append("## What the host hands over\n")
-    from tokenzoo import DecoderLayer, VisualTokens
+    from tokenzoo import CachedLayer, CacheRead, DecoderLayer, VisualTokens
 
-    for event in (VisualTokens, DecoderLayer):
+    for event in (VisualTokens, DecoderLayer, CachedLayer, CacheRead):
         parts.append(f"### `{event.__name__}`\n\n{inspect.cleandoc(event.__doc__ or '')}\n")
         for name, value in vars(event).items():
             if inspect.isfunction(value) and not name.startswith("_"):

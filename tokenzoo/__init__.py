@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenzoo.errors import FailedError, UnsupportedError, UserError
 from tokenzoo.method import ops
+from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import ActsAfter, DataDependentError, PositionPolicy, Reduction, UnreachableError
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ActsAfter",
     "Architecture",
+    "CacheRead",
+    "CachedLayer",
     "DataDependentError",
     "DecoderLayer",
     "FailedError",

@@ -104,6 +104,21 @@ def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, method: str, 
         assert prefill <= PREFILL_WAITS + OWN_WAITS.get(method, 0) * len(inputs["input_ids"]), log.waits
 
 
+@pytest.mark.parametrize("method", ["dycoke:p=0.7", "snapkv+dycoke:p=0.9", "fastv+snapkv"])
+@pytest.mark.parametrize(("family", "case"), [("llava-onevision", "video"), ("qwen2.5-vl", "left")])
+def test_a_step_that_reads_a_part_waits_for_nothing(family: str, case: str, method: str, log: Log) -> None:
+    """And two devices read what one reads."""
+    here, there = models(family)
+    inputs = tiny_inputs(here, case)
+    tokens, counts, _ = generate(here, inputs, method, 6, log)
+    *_, prefill = generate(there, inputs_on_device(inputs), method, 1, log)
+    made, kept, waits = generate(there, inputs_on_device(inputs), method, 6, log)
+    assert kept == counts and torch.equal(made, tokens)
+    assert waits == prefill <= PREFILL_WAITS, log.waits
+    made, kept, _ = generate(split_model(family), inputs_on_device(inputs), method, 6, log)
+    assert kept == counts and torch.equal(made, tokens)
+
+
 @pytest.mark.parametrize(("family", "method"), PAIRS)
 def test_two_devices_keep_the_tokens_that_one_keeps(family: str, method: str, log: Log) -> None:
     here, _ = models(family)

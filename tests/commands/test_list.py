@@ -13,6 +13,7 @@ from tokenzoo import cli
 from tokenzoo.zoo.plugins import load_zoo
 
 METHODS = [name for name in load_zoo((), ()).names() if load_zoo((), ()).info(name).kind == "built-in"]
+PLACES = ["No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM", "In the KV cache"]
 PLUGIN = """
 from dataclasses import dataclass
 from tokenzoo import TokenReducer
@@ -40,23 +41,25 @@ def test_methods_stand_under_the_first_place_where_they_act(capsys, monkeypatch)
     monkeypatch.setenv("COLUMNS", "160")
     place, found = "", {}
     for line in listed(capsys).splitlines():
-        if line in ("No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM"):
+        if line in PLACES:
             place = line
             found[place] = []
         elif place and line[:1].strip():
             found[place].append(line.split()[0])
-    assert list(found) == ["No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM"]
+    assert list(found) == PLACES
     assert found["No reduction"] == ["none"]
     assert {"aim", "prumerge", "visionzip"} <= set(found["Before the projector"])
     assert {"divprune", "holitom", "random"} <= set(found["Before the LLM"])
     assert {"fastv", "vtw", "sparsevlm"} <= set(found["Inside the LLM"])
+    assert found["In the KV cache"] == ["snapkv"]
     assert sorted(name for names in found.values() for name in names) == sorted(METHODS)
 
 
 def test_what_a_method_reduces(capsys) -> None:
     found = {name: row["reduces"] for name, row in rows(capsys).items()}
     assert found["none"] == []
-    assert found["evs"] == found["dycoke"] == ["video"]
+    assert found["evs"] == found["dycoke"] == found["prunevid"] == ["video"]
+    assert found["snapkv"] == ["image", "video"]
     assert found["fastv"] == found["visionzip"] == found["vidcom2"] == ["image", "video"]
 
 

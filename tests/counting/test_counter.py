@@ -54,8 +54,17 @@ def test_an_unknown_operator_is_an_error() -> None:
         FlopCounter(Layer(torch.fft.fft), (torch.randn(4, 4),)).counts()
 
 
-@pytest.mark.parametrize("specification", ["none", "fastv:K=2,R=0.6", "vtw:K=3", "aim:retention=0.5,l1=2,l2=5"])
-@pytest.mark.parametrize("family", ["llava", "qwen3-vl-moe", "qwen3.5", "gemma3"])
+#: Methods that choose what stays in the KV cache, or what a decoding step reads.
+ON_THE_CACHE = ["snapkv:retention=0.3", "dycoke:p=0.7", "fastv:K=2,R=0.6+snapkv:retention=0.3", "snapkv+dycoke:p=0.9,layer=2"]
+KV_CASES = [
+    (family, specification)
+    for family in ("llava", "qwen3-vl-moe", "qwen3.5", "gemma3")
+    for specification in ("none", "fastv:K=2,R=0.6", "vtw:K=3", "aim:retention=0.5,l1=2,l2=5", *ON_THE_CACHE)
+    if family not in ("qwen3.5", "gemma3") or specification not in ON_THE_CACHE  # whose caches are refused
+]
+
+
+@pytest.mark.parametrize(("family", "specification"), KV_CASES)
 def test_kv_bytes_and_a_decoding_step(family: str, specification: str) -> None:
     if (family, specification[:3]) == ("qwen3.5", "aim"):
         specification = "pdrop:layer_list=[1,4],ratios=[0.6,0.3]"  # AIM reads layers that have no attention there

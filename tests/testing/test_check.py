@@ -20,6 +20,7 @@ BROKEN = Path(__file__).parents[1] / "broken_plugins"
 FOUND = {
     "batch_as_one": (6, "is out of range: 36 visual tokens were given"),
     "breaks_promise": (6, "it declared 18 tokens and returned 19"),
+    "caches_another_number": (6, "(in the cache of layer 1): it declared 18 tokens and returned 19"),
     "drops_text": (6, "text token 0 of the prompt is gone in decoder layer 2"),
     "duplicates": (6, "the same token is kept twice"),
     "keeps_state": (6, "the same call twice keeps other tokens"),
@@ -27,6 +28,7 @@ FOUND = {
     "not_a_number": (6, "features hold NaN or infinity"),
     "out_of_range": (6, "is out of range: 36 visual tokens were given"),
     "raises": (4, "KeyError: 'no such key' (raises.py, line 16)"),
+    "reads_by_state": (3, "it wrote to self (steps)"),
     "wrong_shape": (6, "features have shape [18, 63], expected [18, 64]"),
 }
 

@@ -26,7 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 import tokenzoo
 from tokenzoo.bench.memory import peak_bytes
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.signatures import DECISIONS
+from tokenzoo.method.signatures import decisions
 
 
 class MethodError(Exception):
@@ -192,9 +192,8 @@ def watch_hooks(method: Any, *devices: torch.device) -> tuple[Any, list[float]]:
 
     def watch(reducer: TokenReducer) -> TokenReducer:
         watched = copy.copy(reducer)
-        for name, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
-            if used:
-                object.__setattr__(watched, name, timed(getattr(reducer, name)))
+        for name in decisions(reducer):
+            object.__setattr__(watched, name, timed(getattr(reducer, name)))
         return watched
 
     if isinstance(method, TokenReducer):

@@ -90,14 +90,19 @@ def command(
 
 
 def describe(trace: Trace) -> list[str]:
-    """One line per run of layers that saw the same tokens, and the mean over layers; what left before an MLP is said."""
-    visual, every, mlp = trace.visual_tokens(), trace.tokens(), trace.mlp_visual_tokens()
+    """One line per run of layers that saw the same tokens, and the mean over layers.
+
+    What left before an MLP is said, and what is left in the KV cache.
+    """
+    visual, every, mlp, cached = trace.visual_tokens(), trace.tokens(), trace.mlp_visual_tokens(), trace.cache_tokens()
     before = sum(source.source.tokens for source in trace.samples[0].sources)
     lines = [f"{'layers':>9}  {'visual tokens':>13}  {'all tokens':>10}"]
-    for (seen, total, left), group in groupby(range(trace.layers), key=lambda layer: (visual[layer], every[layer], mlp[layer])):
+    seen_by = list(zip(visual, every, mlp, cached, strict=True))
+    for (seen, total, left, held), group in groupby(range(trace.layers), key=seen_by.__getitem__):
         layers = list(group)
         span = str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
-        lines.append(f"{span:>9}  {seen:>13}  {total:>10}" + (f"  {left} visual in its MLP" if left < seen else ""))
+        notes = [f"{left} visual in its MLP"] * (left < seen) + [f"{held} in its cache"] * (held < total)
+        lines.append(f"{span:>9}  {seen:>13}  {total:>10}" + "".join(f"  {note}" for note in notes))
     mean = sum(visual) / len(visual)
     share = f", {mean / before:.1%} of {before}" if before else ""
     return [*lines, f"     mean  {mean:>13.1f}{share}"]

@@ -116,7 +116,8 @@ def _records(
     """
     for sample, recorded in enumerate(trace.samples):
         sources = tuple((s.source, s.grids, s.projected, s.view_counts) for s in recorded.sources)
-        counts = (tuple(trace.tokens(sample)), tuple(trace.visual_tokens(sample)), tuple(trace.mlp_tokens(sample)), sources)
+        seen = (trace.tokens(sample), trace.visual_tokens(sample), trace.mlp_tokens(sample), trace.cache_tokens(sample))
+        counts = (*map(tuple, seen), sources)
         if counts not in known:
             _check_schedule(method, trace, sample, architecture)
             cost = price_trace(trace, architecture, method, sample=sample, convention="exact", dtype=width)

@@ -52,7 +52,8 @@ class Part:
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """Decoding steps after the prefill: one new row each, which attends to everything cached before it and to itself."""
+    """Decoding steps after the prefill: one new row each, which attends to what is cached before it (or to the part that a
+    method lets it read) and to itself."""
 
     steps: int
     flops: int

@@ -27,6 +27,9 @@ class Schedulable(Protocol):
     def mlp_schedule(self, workload: Workload) -> list[int]: ...
     def projector_tokens(self, workload: Workload) -> int: ...
     def overhead(self, workload: Workload) -> int: ...
+    def cache_schedule(self, workload: Workload) -> list[int]: ...
+    def read_schedule(self, workload: Workload) -> list[int]: ...
+    def decode_overhead(self, workload: Workload, steps: int) -> tuple[int, int]: ...
 
 
 def price(
@@ -59,6 +62,8 @@ def price(
     whole_number(batch, "batch", 1)
     check_workload(model, workload)
     visual = _schedule(model, workload, reducer)
+    cached, read = (reducer.cache_schedule(workload), reducer.read_schedule(workload)) if reducer else (visual, visual)
+    own_step, own_steps = reducer.decode_overhead(workload, decode) if reducer else (0, 0)
     return price_tokens(
         model,
         [count + workload.text_tokens for count in visual],
@@ -67,6 +72,9 @@ def price(
         grids=vision.view_grids(workload, grids) * batch,
         projector_tokens=batch * (reducer.projector_tokens(workload) if reducer else workload.projector_tokens),
         overhead=batch * (reducer.overhead(workload) if reducer else 0),
+        cached=[count + workload.text_tokens for count in cached],
+        read=[count + workload.text_tokens for count in read],
+        decode_overhead=(batch * own_step, batch * own_steps),
         method=str(reducer) if reducer else "none",
         convention=convention,
         hardware=hardware,
@@ -88,6 +96,9 @@ def price_tokens(
     grids: Sequence[tuple[int, int]] = (),
     projector_tokens: int = 0,
     overhead: int = 0,
+    cached: Sequence[int] | None = None,
+    read: Sequence[int] | None = None,
+    decode_overhead: tuple[int, int] = (0, 0),
     method: str = "",
     convention: str = "exact",
     hardware: Hardware | str | None = None,
@@ -101,7 +112,12 @@ def price_tokens(
     """Price a prefill in which `tokens[l]` rows of each sample enter decoder layer l: the ground of `price`.
 
     `mlp_tokens[l]` rows reach that layer's MLP (None: all). `grids`, `projector_tokens` and `overhead` are of the whole batch.
+    `cached`: rows in each layer's KV cache after the prefill (None: all that entered); `read`: how many of them each layer
+    reads in a decoding step (None: all that are cached); `decode_overhead`: the methods' own products in the first step, and
+    in all of them.
     """
+    cached = tokens if cached is None else cached
+    read = cached if read is None else read
     rules, dtype = load_convention(convention), dtype_named(dtype)
     gpu = load_hardware(hardware) if isinstance(hardware, str) else hardware
     setting = Setting(model, rules, gpu if rules.has_bytes else None, dtype, batch, flash, tensor_parallel)
@@ -133,9 +149,9 @@ def price_tokens(
         mlp_tokens=tuple(mlp),
         projector_tokens=projector_tokens,
         parts=tuple(part for part in parts if part.operations),
-        kv_bytes_per_layer=tuple(setting.kv_bytes(decoder, count) for decoder, count, _ in kinds),
+        kv_bytes_per_layer=tuple(setting.kv_bytes(model.decoder.of_layer(index), count) for index, count in enumerate(cached)),
         has_bytes=rules.has_bytes,
-        decode=setting.decode(tokens, decode) if decode else None,
+        decode=setting.decode(cached, read, decode, decode_overhead if rules.whole_model else (0, 0)) if decode else None,
     )
 
 
@@ -219,10 +235,12 @@ class Setting:
             tokens = min(tokens, decoder.window - 1)
         return 2 * self.batch * tokens * decoder.kv_heads * decoder.head_dim * self.width
 
-    def decode(self, tokens: Sequence[int], steps: int) -> DecodeCost:
-        """The cost of `steps` decoding steps after a prefill that left `tokens[l]` rows in layer l's cache."""
+    def decode(self, tokens: Sequence[int], read: Sequence[int], steps: int, overhead: tuple[int, int]) -> DecodeCost:
+        """The cost of `steps` decoding steps after a prefill that left `tokens[l]` rows in layer l's cache, of which `read[l]`
+        are read; `overhead`: the methods' own products in the first step, and in all of them."""
         head = self.part("lm head", self.convention.lm_head(self.model.decoder, self.batch, self.width))
-        layers_of = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(tokens))
+        cached_in = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(tokens))
+        layers_of = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(read))
         totals: list[Any] = [0, 0, 0, 0.0 if head.seconds is not None and self.hardware is not None else None]
         first: list[Any] = []
         inputs = self.part("layer inputs", exact.layer_inputs(self.model.decoder, self.batch, self.width))
@@ -235,6 +253,11 @@ class Setting:
                 if totals[3] is not None:
                     totals[3] += times * (part.seconds or 0.0)
             first = first or list(totals)
+        for found, flops in zip((first, totals), overhead, strict=True):
+            own = self.part("method", [Operation("method", flops=flops, parallel=False)])
+            found[0] += flops
+            if flops and found[3] is not None:
+                found[3] += own.seconds or 0.0
         return DecodeCost(
             steps=steps,
             flops=totals[0],
@@ -243,7 +266,7 @@ class Setting:
             seconds=totals[3],
             first_step_flops=first[0],
             first_step_seconds=first[3],
-            kv_bytes=sum(times * self.kv_bytes(decoder, count + steps) for (decoder, count), times in layers_of.items()),
+            kv_bytes=sum(times * self.kv_bytes(decoder, count + steps) for (decoder, count), times in cached_in.items()),
         )
 
 

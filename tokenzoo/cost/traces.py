@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tokenzoo.cost.architecture import ModelArchitecture, load_architecture
@@ -40,16 +41,24 @@ def price_trace(
     chosen = _samples(trace, sample)
     layers = model.decoder.layers
     depth = [layer * trace.layers // layers for layer in range(layers)]
-    tokens, visual, mlp = [0] * layers, [0] * layers, [0] * layers
+    tokens, visual, mlp, cached, read = ([0] * layers for _ in range(5))
     for index in chosen:
         counts, totals, left = trace.visual_tokens(index), trace.tokens(index), trace.mlp_visual_tokens(index)
+        cache, reads = trace.cache_tokens(index), trace.read_tokens(index)
+        if reducer and options.get("decode") and not trace.samples[index].reads:  # nothing was generated: what is declared
+            reads = reducer.read_schedule(workload_of(trace.samples[index], replace(model.decoder, layers=trace.layers)))
         for layer, recorded in enumerate(depth):
             seen = round(counts[recorded] * scale)
             text = totals[recorded] - counts[recorded] if text_tokens is None else text_tokens
             tokens[layer], visual[layer] = max(tokens[layer], seen + text), max(visual[layer], seen)
             mlp[layer] = max(mlp[layer], round(left[recorded] * scale) + text)
+            held = cache[recorded] - totals[recorded] + counts[recorded]
+            cached[layer] = max(cached[layer], round(held * scale) + text)
+            read[layer] = max(read[layer], round(reads[recorded] * scale) + text)
     records = [source for index in chosen for source in trace.samples[index].sources]
-    overhead = sum(reducer.overhead(workload_of(trace.samples[i], model.decoder)) for i in chosen) if reducer else 0
+    workloads = [workload_of(trace.samples[index], model.decoder) for index in chosen]
+    overhead = sum(map(reducer.overhead, workloads)) if reducer else 0
+    own_steps = [reducer.decode_overhead(own, options.get("decode", 0)) for own in workloads] if reducer else []
     return price_tokens(
         model,
         tokens,
@@ -58,6 +67,9 @@ def price_trace(
         grids=[grid for record in records for grid in _grids(model, record, scale)] if grids is None else grids,
         projector_tokens=round(sum(record.projected for record in records) * scale),
         overhead=overhead,
+        cached=cached,
+        read=read,
+        decode_overhead=(sum(first for first, _ in own_steps), sum(total for _, total in own_steps)),
         method=str(reducer) if reducer else "recorded",
         **{"batch": len(chosen), **options},
     )
@@ -76,7 +88,11 @@ def recorded_run(sample: SampleTrace) -> Recorded:
     layers = max(first for first, _ in sample.stages) + 1
     trace = Trace(layers, [sample])
     sources = tuple(RecordedSource(record.steps) for record in sample.sources)
-    return Recorded(sources, tuple(trace.visual_tokens()), sample.flops, tuple(trace.mlp_visual_tokens()))
+    cached, read = (
+        tuple((layer, sum(sample.visual[row] for row in rows)) for layers, rows in groups for layer in layers)
+        for groups in (sample.cached, sample.reads[0] if sample.reads else [])
+    )
+    return Recorded(sources, tuple(trace.visual_tokens()), sample.flops, tuple(trace.mlp_visual_tokens()), cached, read)
 
 
 def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = True) -> Workload:

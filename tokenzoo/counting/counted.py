@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from tokenzoo.counting.counter import METHOD, PRODUCTS, FlopCounter, UncountedOperationError, method_scope
 from tokenzoo.errors import FailedError
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.signatures import DECISIONS
+from tokenzoo.method.signatures import decisions
 from tokenzoo.method.trace import Trace
 
 
@@ -51,11 +52,11 @@ def count(
 ) -> Counted:
     """Count one forward `model(**inputs)`, with `reducer` (a spec, a TokenReducer, a Pipeline or None) at work in it.
 
-    The forward runs twice, without a cache. Raises FailedError where the two counters disagree and
-    UncountedOperationError where an operator that may cost has no handler.
+    The forward runs twice, without a KV cache where no method chooses what stays in it. Raises FailedError where the two
+    counters disagree and UncountedOperationError where an operator that may cost has no handler.
     """
-    inputs = {"use_cache": False, **inputs}
     reducers = _reducers(reducer)
+    inputs = {"use_cache": any(method.caches for method in reducers), **inputs}
     meter = _MethodMeter()
     with torch.no_grad(), _applied(model, reducers, meter, visual) as run:
         with FlopCounterMode(display=False, custom_mapping=CUSTOM) as mode:
@@ -101,8 +102,10 @@ class _Call(nn.Module):
         self.add_module(METHOD, nn.Identity())  # the scope of the method's own work must be a module's
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # some models make no cache of their own while they are traced
+        cache = {"past_key_values": DynamicCache()} if self.rest["use_cache"] else {}
         with _Sink() as sink, _traceable_round():
-            self.model(**dict(zip(self.names, tensors, strict=True)), **self.rest)
+            self.model(**dict(zip(self.names, tensors, strict=True)), **self.rest, **cache)
         return tuple(sink.outputs)
 
 
@@ -152,9 +155,8 @@ class _MethodMeter:
     def watch(self, reducer: TokenReducer) -> TokenReducer:
         """Return a copy of `reducer` whose hooks are measured."""
         watched = reducer.replace()
-        for hook, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
-            if used:
-                object.__setattr__(watched, hook, self._measured(getattr(watched, hook)))
+        for hook in decisions(reducer):
+            object.__setattr__(watched, hook, self._measured(getattr(watched, hook)))
         return watched
 
     def _measured(self, hook: Any) -> Any:

@@ -21,9 +21,9 @@ class DecodingStep:
         self.types, self.decoder, self.prefill, self.entry, self.mrope = types, types.decoder, prefill, prefill.entry, mrope
         self.cache, self.given = call["past_key_values"], call
         self.mask = None if types.several else call.get("attention_mask")
-        self.first = prefill.first_stage
-        self.generated = self.cache.get_seq_length() - prefill.stage(types.reported).layout.length
-        self.inputs: dict[tuple[int, str], dict[str, Any]] = {}
+        self.first = prefill.cached(0)
+        self.generated = self.cache.get_seq_length() - prefill.cached(types.reported).layout.length
+        self.inputs: dict[tuple[int, int, str], dict[str, Any]] = {}
         self.since: torch.Tensor | None = None
 
     def decoder_inputs(self) -> dict[str, Any]:
@@ -71,6 +71,12 @@ class DecodingStep:
             layer_idx=index,
         )
 
+    def part_mask(self, layout: Layout, hidden: torch.Tensor) -> torch.Tensor | None:
+        """The mask of a layer that reads a part of the prompt, laid out as `layout`, and what was generated since."""
+        if not layout.padded:
+            return None
+        return self.types.as_mask(self._columns(layout, hidden.device)[:, None], hidden.dtype)
+
     def _mask(self, stage: Stage, layer_type: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """The mask of layer `index`, where each type has its own."""
         stage = stage.to(hidden.device)
@@ -87,10 +93,14 @@ class DecodingStep:
             return self.entry.next_position[0]
         return torch.stack([positions[-1] + 1 for positions in self.prefill.stages[0].positions])
 
-    def layer_inputs(self, stage: Stage, index: int, hidden: torch.Tensor) -> dict[str, Any]:
-        """What to change of the arguments of layer `index` in `stage`; made once per stage and layer type."""
+    def layer_inputs(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """What to change of the arguments of layer `index`; made once for layers of one type with the same rows."""
+        stage = self.prefill.cached(index)
+        if stage.layout is self.first.layout and stage.next_position is None:
+            return {}  # what the decoder makes of its own arguments fits
         layer_type = self.types.of(index)
-        if (stage.first_layer, layer_type) not in self.inputs:
+        key = (id(stage.layout), id(stage.next_position), layer_type)
+        if key not in self.inputs:
             inputs: dict[str, Any] = {"attention_mask": None, "position_ids": None}
             if self.types.several:
                 inputs["attention_mask"] = self._mask(stage, layer_type, index, hidden)
@@ -99,5 +109,5 @@ class DecodingStep:
             if stage.next_position is not None:
                 position = (stage.next_position + self.generated)[:, None]
                 inputs["position_embeddings"] = self.types.rotary(hidden, position.to(hidden.device), layer_type)
-            self.inputs[stage.first_layer, layer_type] = inputs
-        return self.inputs[stage.first_layer, layer_type]
+            self.inputs[key] = inputs
+        return self.inputs[key]

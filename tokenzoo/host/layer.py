@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenzoo.errors import UnsupportedError
-from tokenzoo.host.family import Module
+from tokenzoo.host.family import Family, Module
 from tokenzoo.host.masks import seen
 from tokenzoo.host.placement import beside
 from tokenzoo.method.decoder_layer import Places
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 
 QUERY, KEY = 0, 1
+
+
+def turned(family: Family, layer: Module, which: int, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """A layer's projected q or k [rows, width] as heads, with their norm and the rotary embedding: [heads, rows, head dim]."""
+    heads = family.query_heads(layer, states) if which == QUERY else states.unflatten(-1, (-1, layer.self_attn.head_dim))
+    norm = family.head_norms(layer)[which]
+    heads = (heads if norm is None else norm(heads)).transpose(0, 1)
+    return family.rotate(layer, heads, cos, sin)
 
 
 class LayerInSample:
@@ -72,6 +80,12 @@ class LayerInSample:
         found = self.prefill.places(self.sample)
         return found.of(rows.to(found.source.device)).to(rows.device)
 
+    def sources(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        entered, present = self.prefill.entry.samples[self.sample], self.stage.rows[self.sample]
+        place = present.new_full((len(entered.columns),), -1)
+        place[present[rows]] = torch.arange(len(rows), device=rows.device)
+        return [place[source_rows.to(place.device)] for source_rows in entered.source_rows]
+
     def _projected(self, name: str) -> torch.Tensor:
         if self.around.index < 0:
             raise UnsupportedError("Before layer 0 no layer has queries, keys or attention: read them after its attention.")
@@ -107,11 +121,7 @@ class LayerInSample:
         cos, sin = (angles.to(states.device) for angles in self._angles(index, states))
         if rows is not None:
             cos, sin = cos[rows.to(cos.device)], sin[rows.to(sin.device)]
-        family = self.around.family
-        heads = family.query_heads(layer, states) if which == QUERY else states.unflatten(-1, (-1, layer.self_attn.head_dim))
-        norm = family.head_norms(layer)[which]
-        heads = (heads if norm is None else norm(heads)).transpose(0, 1)
-        return family.rotate(layer, heads, cos, sin)
+        return turned(self.around.family, layer, which, states, cos, sin)
 
     def _angles(self, index: int, states: torch.Tensor) -> list[torch.Tensor]:
         """cos and sin [rows, head dim] for layer `index`: this one, or the next one, which may be of another type."""

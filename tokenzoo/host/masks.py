@@ -66,7 +66,7 @@ class LayerTypes:
         padded = layout.pad(positions)
         block = layout.pad(blocks) if blocks is not None else None
         return {
-            layer_type: self._tensor(seen(places, places, padded, self.window(layer_type), block, present), hidden.dtype)
+            layer_type: self.as_mask(seen(places, places, padded, self.window(layer_type), block, present), hidden.dtype)
             for layer_type in self.since(first)
         }
 
@@ -80,9 +80,9 @@ class LayerTypes:
         length, start = cache.get_mask_sizes(1, index)
         keys = torch.arange(start, start + length, device=hidden.device)
         query = torch.arange(positions.shape[1] - 1, positions.shape[1], device=hidden.device)
-        return self._tensor(seen(query, keys, positions, self.window(layer_type), None, present), hidden.dtype)
+        return self.as_mask(seen(query, keys, positions, self.window(layer_type), None, present), hidden.dtype)
 
-    def _tensor(self, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def as_mask(self, visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The mask as the backend takes it, [batch, 1, queries, keys]."""
         if self.decoder.config._attn_implementation == "sdpa":
             return visible[:, None]

@@ -10,7 +10,8 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.prompt import EncodedSource, EntryRecord
-from tokenzoo.method.accounting import check_whole, promised
+from tokenzoo.method.accounting import cache_layers, check_whole, promised, read_layers
+from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import HALVES, PositionPolicy
@@ -35,11 +36,34 @@ class Methods:
         self.enters = any(method.enters for method in self.methods)
         self.reduces_early = any(method.enters and method.implements("early") for method in self.methods)
         self.scales_pictures = any(method.picture_scale != 1 for method in self.methods)
+        self.caches = [frozenset(cache_layers(method, architecture.layers)) for method in self.methods]
+        self.cut = sorted(frozenset().union(*self.caches))
+        self.reads = [frozenset(read_layers(method, architecture.layers)) for method in self.methods]
+        self.read = sorted(frozenset().union(*self.reads))
         self.entry_policies: list[PositionPolicy] = [method.entry_positions for method in self.methods]
 
     @property
     def reduce_anything(self) -> bool:
-        return self.enters or bool(self.acting)
+        return self.enters or bool(self.acting or self.cut or self.read)
+
+    @property
+    def query_rows(self) -> dict[int, int]:
+        """Of how many of the prompt's last rows queries are recorded, in layers whose cache is cut."""
+        rows: dict[int, int] = {}
+        for method, layers in zip(self.methods, self.caches, strict=True):
+            for layer in layers:
+                rows[layer] = max(rows.get(layer, 0), method.query_rows())
+        return {layer: count for layer, count in rows.items() if count}
+
+    @property
+    def read_layers(self) -> list[int]:
+        """The layers whose queries are recorded in decoding steps."""
+        asked = [method.read_layers(self.architecture.layers) for method, layers in self.reading()]
+        return sorted({layer for layers in asked for layer in layers})
+
+    def reading(self) -> list[tuple[TokenReducer, frozenset[int]]]:
+        """The methods that choose what decoding steps read, and in which layers."""
+        return [(method, layers) for method, layers in zip(self.methods, self.reads, strict=True) if layers]
 
     @cached_property
     def encoder_layers(self) -> list[int]:
@@ -105,3 +129,35 @@ class Methods:
             self.observers.tokenzoo_after_layer(layer=layer)
         else:
             self.observers.tokenzoo_after_attention(layer=layer)
+
+    # --- the KV cache -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def cut_layer(self, layer: CachedLayer) -> bool:
+        """Choose what stays in one sample's cache of a layer; return whether a method counts positions from that."""
+        renumbered = False
+        for method, acting in zip(self.methods, self.caches, strict=True):
+            if layer.index not in acting or not len(layer.visual):
+                continue
+            before, count = len(layer.visual), method.cached(layer.entered, layer.num_layers)[layer.index]
+            if count is not None and count <= 0:
+                layer.apply(layer.visual.new_empty(0), method.name, 0)
+            elif count is None or count < before:
+                layer.apply(method.pick_cached(layer, count), method.name, count)
+            if len(layer.visual) < before and method.cache_positions == "renumber":
+                renumbered = True
+        self.observers.tokenzoo_after_prefill(layer=layer)
+        return renumbered and not self.mrope
+
+    @torch.no_grad()
+    def read_layer(self, step: CacheRead) -> None:
+        """Choose what one sample's new token reads of a layer's cache."""
+        for method, acting in self.reading():
+            if step.index not in acting or not len(step.visual):
+                continue
+            count = method.read(step.entered, step.num_layers)[step.index]
+            if count is not None and count <= 0:
+                step.apply(step.visual.new_empty(0), method.name, 0)
+            elif count is None or count < len(step.visual):
+                step.apply(method.pick_read(step, count), method.name, count)
+        self.observers.tokenzoo_decoding_step(step=step)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tokenzoo.host.cache import LastSeen
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.prompt import Prompt, places
 from tokenzoo.host.stages import Stage
@@ -18,6 +19,8 @@ class Prefill:
     """What decoding steps, and the trace, need of a prefill.
 
     `additions` [batch, prompt length, hidden]: what the host adds to the rows after each of the first layers (DeepStack).
+    `cuts`: what a layer's KV cache holds, where it was cut after the prompt. `reads`: for each decoding step {layer: which of
+    its cached visual tokens each sample read; None: all}.
     """
 
     prompt: Prompt
@@ -27,6 +30,10 @@ class Prefill:
     #: What enters layer 0, [batch, length, hidden], where methods act inside the LLM.
     embeddings: torch.Tensor | None = None
     additions: list[torch.Tensor] = field(default_factory=list)
+    cuts: dict[int, Stage] = field(default_factory=dict)
+    reads: list[dict[int, list[torch.Tensor | None]]] = field(default_factory=list)
+    last_seen: LastSeen = field(default_factory=LastSeen)
+    _cached_visual: dict[tuple[int, int, torch.device], torch.Tensor] = field(default_factory=dict)
     _places: dict[int, Places] = field(default_factory=dict)
 
     @property
@@ -44,6 +51,18 @@ class Prefill:
     def stage(self, layer: int) -> Stage:
         """The stage that decoder layer `layer` belongs to."""
         return next(stage for stage in reversed(self.stages) if stage.first_layer <= layer)
+
+    def cached(self, layer: int) -> Stage:
+        """What of the prompt the KV cache of decoder layer `layer` holds."""
+        return self.cuts.get(layer) or self.stage(layer)
+
+    def cached_visual(self, layer: int, sample: int, device: torch.device) -> torch.Tensor:
+        """The entry rows of the visual tokens in a layer's cache; the same tensor for layers that hold the same."""
+        stage = self.cached(layer)
+        key = (id(stage), sample, device)
+        if key not in self._cached_visual:
+            self._cached_visual[key] = stage.rows[sample][stage.visual[sample]].to(device)
+        return self._cached_visual[key]
 
     def added(self, layer: int, device: torch.device) -> torch.Tensor | None:
         """What is added to the rows that decoder layer `layer` returns, in their layout; None where nothing is.

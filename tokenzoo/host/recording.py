@@ -33,7 +33,30 @@ def _sample(prefill: Prefill, sample: int) -> SampleTrace:
         ],
         stages=list({stage.first_layer: stage.rows[sample].tolist() for stage in stages}.items()),
         mlp_stages=[(stage.first_layer - 1, stage.rows[sample].tolist()) for stage in stages if stage.in_mlp],
+        cached=_grouped({layer: stage.rows[sample].tolist() for layer, stage in prefill.cuts.items()}),
+        reads=[_grouped(_read_rows(prefill, sample, step)) for step in prefill.reads],
     )
+
+
+def _read_rows(prefill: Prefill, sample: int, step: dict[int, list[torch.Tensor | None]]) -> dict[int, list[int]]:
+    """The visual rows of a sample that each layer read in a decoding step, where it read a part."""
+    found: dict[int, list[int]] = {}
+    for layer, picked in step.items():
+        stage, one = prefill.cached(layer), picked[sample]
+        if one is not None:
+            found[layer] = stage.rows[sample][stage.visual[sample]][one.sort().values.to(stage.rows[sample].device)].tolist()
+    return found
+
+
+def _grouped(rows: dict[int, list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Layers with the same rows together."""
+    groups: list[tuple[list[int], list[int]]] = []
+    for layer, own in sorted(rows.items()):
+        if groups and groups[-1][1] == own:
+            groups[-1][0].append(layer)
+        else:
+            groups.append(([layer], own))
+    return groups
 
 
 def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.entry import Entry
-from tokenzoo.host.family import Family, Module
+from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import BACKENDS
 from tokenzoo.host.prompt import Prompt
 
@@ -68,7 +68,36 @@ def _compiled(model: Module) -> bool:
     return False
 
 
-def check_generation(model: Module, args: Sequence[Any], options: dict[str, Any]) -> None:
+def check_cache_methods(decoder: Module, layer_types: Collection[str], cuts: bool, reads: bool) -> None:
+    """What methods that act on the KV cache cannot do: layers that keep a window or no keys at all, and steps that read a part
+    with an attention that cannot."""
+    others = sorted({*layer_types, *(getattr(decoder.config, "layer_types", None) or ())} - {FULL})
+    if (cuts or reads) and others:
+        raise UnsupportedError(
+            f"A method is to choose what stays or is read in the KV cache, but this decoder has layers of {' and '.join(others)}, "
+            "which keep a window or a state instead of every token. Choose a method that leaves the cache alone."
+        )
+    backend = decoder.config._attn_implementation
+    if reads and backend not in BACKENDS:
+        raise UnsupportedError(
+            f"With '{backend}' attention a decoding step cannot be shown a part of the KV cache. Load the model with "
+            "attn_implementation='sdpa' or 'eager'."
+        )
+
+
+def check_cache(cache: Any) -> None:
+    """A cache whose rows can be chosen holds every layer's keys and values as plain tensors."""
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    if type(cache) is DynamicCache and kinds <= {DynamicLayer.__name__} and not getattr(cache, "offloading", False):
+        return
+    what = type(cache).__name__ if kinds <= {DynamicLayer.__name__} else " and ".join(sorted(kinds))
+    what = "an offloaded cache" if getattr(cache, "offloading", False) else f"a {what}"
+    raise UnsupportedError(
+        f"A method is to choose what stays or is read in the KV cache, and this is {what}. Use the default dynamic cache."
+    )
+
+
+def check_generation(model: Module, args: Sequence[Any], options: dict[str, Any], reads: bool) -> None:
     """Ways to generate that bring several tokens onto a filled cache, or that need one cache length."""
     config = options.get("generation_config") or model.generation_config
     given = {**dict(inspect.signature(type(model).generate).bind_partial(model, *args).arguments), **options}
@@ -85,6 +114,11 @@ def check_generation(model: Module, args: Sequence[Any], options: dict[str, Any]
             raise UnsupportedError(
                 f"{name} was given, but {what} brings several tokens onto a KV cache of unequal layers. Leave {name} out."
             )
+    if reads and (asked("num_beams") or 1) > 1:
+        raise UnsupportedError(
+            f"num_beams={asked('num_beams')} reorders the KV cache at every step, but a method chooses what a step reads by what "
+            "it remembers of the step before. Leave num_beams out."
+        )
     if asked("cache_implementation") not in (None, "dynamic", "dynamic_full"):
         raise UnsupportedError(
             f"cache_implementation='{asked('cache_implementation')}' has one length for all layers, but after a reduction "

@@ -14,6 +14,7 @@ from tokenzoo.errors import UnsupportedError
 from tokenzoo.host import refusals
 from tokenzoo.host.adapter import fault
 from tokenzoo.host.batch import Layout
+from tokenzoo.host.cache import CacheView, Queries, Reading, cut
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.family import FULL, Family, Module
@@ -54,12 +55,19 @@ class Run:
         self.prefill: Prefill | None = None
         self.prefilling = False
         self.step: DecodingStep | None = None
+        self.reading: Reading | None = None
+        refusals.check_cache_methods(self.decoder, self.types.since(0), bool(methods.cut), bool(methods.read))
+        self.last_queries = {index: self._queries(index, rows) for index, rows in methods.query_rows.items()}
+        self.step_queries = {index: self._queries(index, 1) for index in methods.read_layers}
         self.input_ids: torch.Tensor | None = None
         self.thread: int | None = None
         self.vision: VisionWatch | None = None
         if self.root is not None:
             reduce = methods.reduce_early if methods.reduces_early else None
             self.vision = VisionWatch(family, model, methods.encoder_layers, reduce)
+
+    def _queries(self, index: int, rows: int) -> Queries:
+        return Queries(self.family, self.decoder.layers[index], rows)
 
     # --- hooks --------------------------------------------------------------------------------------------------
 
@@ -99,7 +107,12 @@ class Run:
             for index in range(self.family.added_layers(self.model)):
                 keep(self.decoder.layers[index].register_forward_hook(self._add(index)))
         layers = len(self.decoder.layers)
-        for index in range(max(0, min(reductions, default=layers)), layers):
+        on_cache = bool(self.methods.cut or self.methods.read)
+        for index, queries in self.last_queries.items():
+            keep(queries.watch(self._cached_rows(index, prefill=True)))
+        for index, queries in self.step_queries.items():
+            keep(queries.watch(self._cached_rows(index, prefill=False)))
+        for index in range(0 if on_cache else max(0, min(reductions, default=layers)), layers):
             layer, own = self.decoder.layers[index], reductions.get(index)
             before = reductions.get(-1) if index == 0 else None
             keep(layer.register_forward_pre_hook(self._before_layer(index, before, own), with_kwargs=True))
@@ -110,7 +123,7 @@ class Run:
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What generation cannot do with tokens gone is refused before it encodes anything."""
-        refusals.check_generation(self.model, args, kwargs)
+        refusals.check_generation(self.model, args, kwargs, bool(self.methods.read))
         return original(*args, **kwargs)
 
     def _check_call(self, module: Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -147,13 +160,24 @@ class Run:
         return ((), {**kwargs, **changed}) if changed or args else None
 
     def _leave(self, module: Module, args: tuple, output: Any) -> None:
-        """Tie the prefill to the cache it filled; let go of what only the prefill needs: decoding may be long."""
-        if self.prefilling and self.prefill is not None:
-            cache = getattr(output, "past_key_values", None)
+        """Cut the cache that a prefill filled, and tie the prefill to it; let go of what only this call needs: decoding may
+        be long."""
+        cache = getattr(output, "past_key_values", None)
+        prefilling, self.prefilling, self.step, self.reading = self.prefilling, False, None, None
+        if self.prefill is None:
+            return
+        if prefilling:
             if cache is not None:
+                if self.methods.cut or self.methods.read:
+                    refusals.check_cache(cache)
+                layers = len(self.decoder.layers)
+                cut(self.prefill, cache, self.methods.cut, layers, self.last_queries, self.methods.cut_layer)
                 self.prefills[cache] = self.prefill
             self.prefill.forget()
-        self.prefilling, self.step = False, None
+        if cache is not None and self.methods.read:
+            self.prefill.last_seen.note(cache)
+        for queries in (*self.last_queries.values(), *self.step_queries.values()):
+            queries.forget()
 
     # --- prefill ------------------------------------------------------------------------------------------------
 
@@ -166,6 +190,8 @@ class Run:
         batch, length = embeddings.shape[:2]
         if self.methods.reduce_anything:
             refusals.check_prefill(self.decoder, call, self.types.several)
+            if (self.methods.cut or self.methods.read) and call.get("past_key_values") is not None:
+                refusals.check_cache(call["past_key_values"])
         mask, blocks = call.get("attention_mask"), None
         if isinstance(mask, dict):
             mask, blocks = read_masks(mask, FULL)
@@ -208,7 +234,8 @@ class Run:
         entering = call["inputs_embeds"] if self.methods.acting else None
         self.prefill = Prefill(prompt, entry, [stage], checks, entering)
         if self.methods.reduce_anything:
-            if min(self.methods.acting, default=0) < self.types.reported and entry.next_position is None:
+            reported = self.types.reported
+            if (min(self.methods.acting, default=0) < reported or reported in self.methods.cut) and entry.next_position is None:
                 entry_positions(entry, call.get("position_ids"), self.mrope)  # it counts the cache, which reports fewer rows
             self.prefill.additions, replaced = self.family.additions(self.model, {**call, "inputs_embeds": embeddings})
             changed |= replaced
@@ -250,10 +277,14 @@ class Run:
         if not self.methods.reduce_anything:
             return {}
         prefill = self.prefills.get(call["past_key_values"])
-        refusals.check_decoding(call, prefill.stage(self.types.reported).layout.length if prefill else None)
+        refusals.check_decoding(call, prefill.cached(self.types.reported).layout.length if prefill else None)
         assert prefill is not None
         self.prefill = prefill
         self.step = DecodingStep(self.types, prefill, call, self.mrope)
+        if self.methods.read:
+            cache = call["past_key_values"]
+            prefill.last_seen.check(cache, "+".join(method.name for method, _ in self.methods.reading()))
+            self.reading = Reading(prefill, cache, len(self.decoder.layers), self.step.generated, self.step_queries)
         return self.step.decoder_inputs()
 
     # --- decoder layers -----------------------------------------------------------------------------------------
@@ -270,10 +301,13 @@ class Run:
         return reduce
 
     def _before_layer(self, index: int, before: LayerReduction | None, reduction: LayerReduction | None) -> Callable[..., Any]:
-        """Hand a layer after a reduction its own positions and mask; let a reducing layer keep its inputs.
+        """Hand a layer after a reduction its own positions and mask, in a decoding step also what it reads; let a reducing
+        layer keep its inputs.
 
         `before`: the reduction ahead of layer 0.
         """
+        reads = index in self.methods.read
+        recording = {True: self.last_queries.get(index), False: self.step_queries.get(index)}
 
         def hook(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             assert self.prefill is not None
@@ -286,18 +320,41 @@ class Run:
                 if left is not None:
                     hidden = left
                     args, kwargs = ((left, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": left})
-            stage = self.prefill.stage(index)
-            if stage is not self.prefill.stages[0]:
-                if self.prefilling:
+            if self.prefilling:
+                stage = self.prefill.stage(index)
+                if stage is not self.prefill.stages[0]:
                     changed = stage.prefill_inputs(self.types.of(index))
-                else:
-                    assert self.step is not None
-                    changed = self.step.layer_inputs(stage, index, hidden)
+            else:
+                assert self.step is not None
+                changed = self.step.layer_inputs(index, hidden)
+                if reads:
+                    changed = {**changed, **self._read(index, hidden)}
+            queries = recording[self.prefilling]
+            if queries is not None:
+                queries.angles = {**kwargs, **changed}["position_embeddings"]
             if reduction is not None and self.prefilling:
                 reduction.begin(hidden, {**kwargs, **changed})
             return (args, {**kwargs, **changed}) if changed else None
 
         return hook
+
+    def _cached_rows(self, index: int, prefill: bool) -> Callable[[], Stage | None]:
+        """Tells, while a prefill (or else a decoding step) runs, what rows layer `index` has."""
+
+        def stage() -> Stage | None:
+            return self.prefill.stage(index) if self.prefill is not None and self.prefilling == prefill else None
+
+        return stage
+
+    def _read(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """What to change of the arguments of a layer that reads a part of its cache."""
+        assert self.reading is not None and self.step is not None and self.prefill is not None
+        part = self.reading.choose(index, hidden.device, self.methods.read_layer)
+        if part is None:
+            return {}
+        columns, layout = part
+        view = CacheView(self.reading.cache, columns, self.prefill.cached(index).layout.length)
+        return {"past_key_values": view, "attention_mask": self.step.part_mask(layout, hidden)}
 
     def _add(self, index: int) -> Callable[..., Any]:
         """Add what the decoder would add after a layer; before methods see the layer."""

@@ -208,19 +208,21 @@ def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, 
 
 
 def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int]]:
-    """(layer, method, tokens before, tokens after) for every reduction inside the LLM that removes something."""
+    """(layer, method, tokens before, tokens after) for every reduction inside the LLM that removes something, or might: where
+    the picture decides, a method is asked."""
     layers = workload.architecture.layers
     present = entered = sum(account.entered for account in entry_accounts(methods, workload))
     for layer, method, count in _inside(methods, entered, layers):
         if not present:
             return
+        free = count is None
         if count is None:
             if workload.recorded is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
             count = workload.recorded.after(layer, method.acts_after)
-        if count < present:
-            yield layer, method, present, count
-            present = count
+        if count < present or free:
+            yield layer, method, present, min(count, present)
+            present = min(count, present)
 
 
 def schedule(methods: Methods, workload: Workload) -> list[int]:
@@ -248,6 +250,130 @@ def _schedules(methods: Methods, workload: Workload) -> tuple[list[int], list[in
     return attention, mlp
 
 
+def named_layers(method: TokenReducer, layers: int, counts: Mapping[int, int | None], what: str) -> tuple[int, ...]:
+    """The decoder layers of a declaration, ascending; raises UserError for one that the model has not."""
+    for layer in counts:
+        if not 0 <= layer < layers:
+            raise UserError(
+                f"'{method}' would {what} layer {layer}, but the model's {layers} layers are 0 to {layers - 1}. Run 'tokenzoo "
+                f"show {method.name}'."
+            )
+    return tuple(sorted(counts))
+
+
+def cache_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
+    """The decoder layers whose KV cache a method cuts, ascending."""
+    return named_layers(method, layers, method.cached(0, layers), "cut the cache of")
+
+
+def read_layers(method: TokenReducer, layers: int) -> tuple[int, ...]:
+    """The decoder layers that read a part of their cache only, ascending; raises UserError where one is to be read that has not
+    run by then."""
+    reading = named_layers(method, layers, method.read(0, layers), "choose what is read in")
+    for layer in named_layers(method, layers, dict.fromkeys(method.read_layers(layers)), "read the attention of"):
+        if reading and layer >= reading[0]:
+            raise UserError(
+                f"'{method}' chooses what layer {reading[0]} reads by the attention of layer {layer}, which has not run by then."
+            )
+    return reading
+
+
+def cache_schedule(methods: Methods, workload: Workload) -> list[int]:
+    """Visual tokens in each layer's KV cache after the prompt; raises DataDependentError as `schedule` does."""
+    visual = schedule(methods, workload)
+    left = list(visual)
+    for cut in _cuts(methods, workload, visual):
+        left[cut.layer] = cut.after
+    return left
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """One method's choice among the visual tokens in one layer's cache: how many it is given, how many it leaves.
+
+    `asked`: whether it is asked which; not where none is to be left.
+    """
+
+    method: TokenReducer
+    layer: int
+    before: int
+    after: int
+    asked: bool
+
+
+def _cuts(methods: Methods, workload: Workload, visual: Sequence[int]) -> Iterator[CacheStep]:
+    """Every cut of a layer's cache after the prompt, of which `visual` tokens entered the layers."""
+    present, entered = list(visual), visual[0]
+    for method in methods:
+        if method.caches:
+            cache_layers(method, len(present))
+            for layer, count in sorted(method.cached(entered, len(present)).items()):
+                known = visual[-1] if count is None and not method.implements("pick_cached") else count
+                yield from _choice(method, layer, present, known, "cached", workload)
+
+
+def _choice(
+    method: TokenReducer, layer: int, present: list[int], count: int | None, what: str, workload: Workload
+) -> Iterator[CacheStep]:
+    """A choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells."""
+    left = count
+    if left is None:
+        if workload.recorded is None:
+            raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
+        left = dict(getattr(workload.recorded, what)).get(layer, present[layer])
+    before, after = present[layer], max(0, min(left, present[layer]))
+    if before and (count is None or after < before):
+        yield CacheStep(method, layer, before, after, asked=count is None or after > 0)
+        present[layer] = after
+
+
+def read_schedule(methods: Methods, workload: Workload) -> list[int]:
+    """Visual tokens that each layer reads in a decoding step; raises DataDependentError as `schedule` does."""
+    counts = cache_schedule(methods, workload)
+    for choice in _reads(methods, workload, tuple(counts)):
+        counts[choice.layer] = choice.after
+    return counts
+
+
+def _reads(methods: Methods, workload: Workload, cached: Sequence[int]) -> Iterator[CacheStep]:
+    """Every choice of a decoding step, layer by layer, among the `cached` tokens of each."""
+    present, reading = list(cached), [method for method in methods if method.reads]
+    if not reading:
+        return
+    entered = sum(account.entered for account in entry_accounts(methods, workload))
+    counts = [(method, method.read(entered, len(present))) for method in reading if read_layers(method, len(present))]
+    for layer in range(len(present)):
+        for method, declared in counts:
+            if layer in declared:
+                yield from _choice(method, layer, present, declared[layer], "read", workload)
+
+
+def decode_overhead(methods: Methods, workload: Workload, steps: int) -> tuple[int, int]:
+    """FLOPs of the methods' own matrix products in the first decoding step, and in `steps` of them.
+
+    Where they are counted, the first step and the last one are: in between they grow with the tokens, as attention does.
+    """
+    if not steps or not any(method.reads for method in methods):
+        return 0, 0
+    cached = cache_schedule(methods, workload)
+    asked = [choice for choice in _reads(methods, workload, cached) if choice.asked]
+    first = total = 0
+    for method in methods:
+        own = tuple(choice for choice in asked if choice.method is method)
+        if own:
+            ends = [_read_flops(method, own, cached, workload, step) for step in (0, steps - 1)]
+            first, total = first + ends[0], total + steps * sum(ends) // 2
+    return first, total
+
+
+def _read_flops(
+    method: TokenReducer, choices: tuple[CacheStep, ...], cached: Sequence[int], workload: Workload, step: int
+) -> int:
+    tokens = [count + workload.text_tokens + step + 1 for count in cached]
+    known = method.read_flops(tokens, workload.architecture)
+    return _counted().read_flops(method, choices, tokens, step, workload) if known is None else known
+
+
 def projector_tokens(methods: Methods, workload: Workload) -> int:
     """Visual tokens entering the projector."""
     return sum(account.projected for account in entry_accounts(methods, workload))
@@ -268,6 +394,20 @@ def overhead(methods: Methods, workload: Workload) -> int:
     for method in methods:
         own = [(layer, before, after) for owner, layer, before, after in picks if owner is method]
         flops += _pick_flops(method, entered, own, workload) if own else 0
+    return flops + _cache_flops(methods, workload)
+
+
+def _cache_flops(methods: Methods, workload: Workload) -> int:
+    """Matrix products of the choices of what stays cached."""
+    if not any(method.caches for method in methods):
+        return 0
+    visual = schedule(methods, workload)
+    flops = 0
+    for cut in _cuts(methods, workload, visual):
+        if cut.asked:
+            cached = visual[cut.layer]  # what another method cut from the cache before is attended to all the same
+            known = cut.method.cached_flops(workload.text_tokens + cached, workload.architecture)
+            flops += _counted().cache_flops(cut, cached, visual[0], workload) if known is None else known
     return flops
 
 
@@ -302,7 +442,7 @@ def is_fixed(methods: Methods) -> bool:
     """Whether the token counts of these methods are known without seeing the picture."""
     for source in (Source("image", (576,), grids=((24, 24),)), Source("video", (196, 196), grids=((14, 14),) * 2)):
         try:
-            schedule(methods, Workload(_PROBE, (source,), 1))
+            read_schedule(methods, Workload(_PROBE, (source,), 1))
         except DataDependentError:
             return False
         except UserError:

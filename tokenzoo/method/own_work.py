@@ -13,7 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenzoo.method import ops
-from tokenzoo.method.accounting import EntryStep
+from tokenzoo.method.accounting import CacheStep, EntryStep
+from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer, Places
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import ActsAfter
@@ -77,6 +78,52 @@ def attention_read(method: TokenReducer, architecture: Architecture) -> set[int]
                 return read
         before = before if count is None else min(before, count)
     return read
+
+
+def cache_flops(cut: CacheStep, cached: int, entered: int, workload: Workload) -> int:
+    """Matrix products of one `pick_cached` in a layer with `cached` visual tokens, of which other methods left `cut.before`."""
+    method, architecture = cut.method, workload.architecture
+    ahead, total = workload.text_before, workload.text_tokens + cached
+    visual = torch.arange(ahead, ahead + cached)
+    key = (type(method), str(method), cut.layer, cut.before, cut.after, cached, entered, architecture, total, ahead)
+
+    def run() -> None:
+        event = CachedLayer(
+            index=cut.layer,
+            num_layers=architecture.layers,
+            rows=torch.arange(total),
+            visual=visual,
+            text=torch.cat([torch.arange(ahead), torch.arange(ahead + cached, total)]),
+            entered=entered,
+            signals=_Cache(architecture, total, min(method.query_rows(), total), visual[: cut.after]),
+        )
+        if cut.before < cached:
+            event.apply(torch.arange(cut.before), method.name, cut.before)
+        method.pick_cached(event, cut.after)
+
+    return _count(key, run)
+
+
+def read_flops(method: TokenReducer, choices: tuple[CacheStep, ...], tokens: list[int], step: int, workload: Workload) -> int:
+    """Matrix products of all of a method's `pick_read` in one decoding step, which share a memory."""
+    key = (type(method), str(method), choices, tuple(tokens), step, workload.architecture)
+
+    def run() -> None:
+        memory: dict[str, Any] = {}
+        weights: dict[int, torch.Tensor] = {}
+        for choice in choices:
+            event = CacheRead(
+                index=choice.layer,
+                num_layers=workload.architecture.layers,
+                visual=torch.arange(choice.before),
+                entered=workload.visual_tokens,
+                generated=step,
+                signals=_Read(workload.architecture, tokens, choice.before, weights),
+                memory=memory,
+            )
+            method.pick_read(event, choice.after)
+
+    return _count(key, run)
 
 
 def _count(key: Any, run: Callable[[], Any]) -> int:
@@ -223,6 +270,9 @@ class _Layer:
         tokens = torch.arange(self.tokens)
         return Places(torch.zeros_like(tokens), torch.zeros_like(tokens), tokens, ("image",))
 
+    def sources(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        return []
+
     def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
         return None
 
@@ -252,3 +302,38 @@ class _Watched(_Layer):
     def next_key(self, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         self.read.add(self.index + 1)
         return super().next_key(states, rows)
+
+
+class _Cache:
+    """A layer's KV cache by shape alone."""
+
+    scaling = 1.0
+
+    def __init__(self, architecture: Architecture, tokens: int, rows: int, left: torch.Tensor) -> None:
+        self.architecture, self.tokens, self.rows, self.left = architecture, tokens, rows, left
+
+    def key(self) -> torch.Tensor:
+        return stand_in(self.architecture.kv_heads, self.tokens, self.architecture.head_dim)
+
+    def value(self) -> torch.Tensor:
+        return self.key()
+
+    def query(self) -> torch.Tensor:
+        return stand_in(self.architecture.heads, self.rows, self.architecture.head_dim)
+
+    def alive(self, layer: int) -> torch.Tensor:
+        return self.left
+
+
+class _Read:
+    """A decoding step by shape alone; each layer's attention is computed once, as in the host."""
+
+    def __init__(self, architecture: Architecture, tokens: list[int], visual: int, weights: dict[int, torch.Tensor]) -> None:
+        self.architecture, self.tokens, self.visual, self.weights = architecture, tokens, visual, weights
+
+    def attention(self, layer: int, index: int) -> torch.Tensor:
+        if layer not in self.weights:
+            heads, width, count = self.architecture.heads, self.architecture.head_dim, self.tokens[layer]
+            query, key = stand_in(heads, 1, width), stand_in(self.architecture.kv_heads, count, width)
+            self.weights[layer] = ops.attention_weights(query, key, torch.tensor([count - 1]), 1.0)[:, 0]
+        return stand_in(self.architecture.heads, self.visual)

@@ -59,6 +59,18 @@ class Pipeline:
         """Visual tokens that each decoder layer's MLP sees."""
         return accounting.mlp_schedule(self.reducers, workload)
 
+    def cache_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens in each layer's KV cache after the prompt; raises DataDependentError as `schedule` does."""
+        return accounting.cache_schedule(self.reducers, workload)
+
+    def read_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens that each layer reads in a decoding step; raises DataDependentError as `schedule` does."""
+        return accounting.read_schedule(self.reducers, workload)
+
+    def decode_overhead(self, workload: Workload, steps: int) -> tuple[int, int]:
+        """FLOPs of the methods' own matrix products in the first decoding step, and in `steps` of them."""
+        return accounting.decode_overhead(self.reducers, workload, steps)
+
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""
         return accounting.projector_tokens(self.reducers, workload)

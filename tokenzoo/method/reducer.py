@@ -16,6 +16,7 @@ from tokenzoo.method.workload import Architecture, Source, Workload
 if TYPE_CHECKING:
     import torch
 
+    from tokenzoo.method.cached_layer import CachedLayer, CacheRead
     from tokenzoo.method.decoder_layer import DecoderLayer
     from tokenzoo.method.visual_tokens import VisualTokens
 
@@ -30,7 +31,9 @@ class TokenReducer:
     **Before the LLM**: `left` declares how many tokens of an image or video remain, `reduce` decides which.
     **Inside the LLM**: `kept` declares after which decoder layers how many remain, `score` (or `pick`) decides which. With
     `acts_after = "attention"` that is between the attention of those layers and their MLP, and before layer 0.
-    A method implements either pair, or both. What it leaves out costs nothing.
+    **The KV cache**: `cached` declares how many visual tokens layers keep cached after the prompt, `pick_cached` decides which;
+    `read` declares how many of them layers read in each decoding step, `pick_read` decides which.
+    A method implements any of these pairs. What it leaves out costs nothing.
 
     From the declaration follow the schedule, the FLOPs, the hooks, the checks (a method that promises n keeps n) and
     the refusals. A count of None means that the picture decides it; costs then come from a recorded run.
@@ -131,6 +134,47 @@ class TokenReducer:
             )
         return ops.top_indices(score if len(score) == len(layer.visual) else score[layer.visual], count)
 
+    # --- the KV cache -------------------------------------------------------------------------------------------
+
+    def cached(self, entered: int, layers: int) -> Mapping[int, int | None]:
+        """How many visual tokens stay in the KV caches of decoder layers once the prompt is through: {layer: how many}.
+
+        Text stays cached, and so does everything in a layer that is not named. `entered` and `layers` as in `kept`; the
+        layers must not depend on `entered`. None: the picture decides, or the tokens that are left in the last layer.
+        """
+        return {}
+
+    def pick_cached(self, layer: CachedLayer, count: int | None) -> torch.Tensor:
+        """Choose `count` of the visual tokens in a layer's cache: indices into them [count].
+
+        Not overridden, and where `cached` says None: those that are left in the last layer (`layer.alive()`).
+        """
+        if count is not None:
+            raise NotImplementedError(f"'{self.name}' declares how many tokens stay cached, so it must implement pick_cached().")
+        return layer.alive()
+
+    def query_rows(self) -> int:
+        """Of how many of the prompt's last tokens `pick_cached` reads the attention; only their queries are recorded."""
+        return 0
+
+    def read(self, entered: int, layers: int) -> Mapping[int, int | None]:
+        """How many of their cached visual tokens decoder layers read in a decoding step: {layer: how many}.
+
+        Nothing is deleted: the next step chooses anew. Text and what was generated is always read. None: the picture decides.
+        """
+        return {}
+
+    def pick_read(self, step: CacheRead, count: int | None) -> torch.Tensor:
+        """Choose `count` of the visual tokens that a layer would read in this step: indices into them [count].
+
+        Asked before the layer runs, layer by layer. Wait for no value of a tensor here: it would slow every step.
+        """
+        raise NotImplementedError
+
+    def read_layers(self, layers: int) -> Sequence[int]:
+        """The decoder layers whose attention `pick_read` reads (`step.attention`); only their queries are recorded."""
+        return ()
+
     # --- positions, knob, price ---------------------------------------------------------------------------------
 
     @property
@@ -142,6 +186,12 @@ class TokenReducer:
     def layer_positions(self) -> PositionPolicy:
         """Position ids after a reduction inside the LLM: kept, or by `position` of a method that acts only there."""
         return "keep" if self.enters else getattr(self, "position", "keep")
+
+    @property
+    def cache_positions(self) -> PositionPolicy:
+        """Position ids of generated tokens in a layer whose cache was cut: "keep": they go on as if it had not been; "renumber":
+        from the number of tokens that are left in it."""
+        return "keep"
 
     def at_retention(self, retention: float, layers: int) -> TokenReducer:
         """Return this method set so that it keeps about `retention` (0..1] of the visual tokens by its own knob.
@@ -179,6 +229,17 @@ class TokenReducer:
         """Matrix products of one `pick` (or `score`) over a sequence of `tokens`, text included; None as in `reduce_flops`."""
         return None
 
+    def cached_flops(self, tokens: int, architecture: Architecture) -> int | None:
+        """Matrix products of one `pick_cached` in a layer with `tokens` cached, text included; None as in `reduce_flops`."""
+        return None if self.implements("pick_cached") else 0
+
+    def read_flops(self, tokens: Sequence[int], architecture: Architecture) -> int | None:
+        """Matrix products of all `pick_read` of one decoding step; `tokens`: cached in each layer, text and the new one included.
+
+        None as in `reduce_flops`.
+        """
+        return None
+
     # --- derived ------------------------------------------------------------------------------------------------
 
     def implements(self, name: str) -> bool:
@@ -194,6 +255,16 @@ class TokenReducer:
     def acts_inside(self) -> bool:
         """Whether it acts inside the LLM."""
         return self.implements("kept")
+
+    @property
+    def caches(self) -> bool:
+        """Whether it decides what stays in the KV cache."""
+        return self.implements("cached")
+
+    @property
+    def reads(self) -> bool:
+        """Whether it decides what a decoding step reads."""
+        return self.implements("read")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """The decoder layers after which, or after whose attention, it acts (-1: before layer 0).
@@ -214,6 +285,18 @@ class TokenReducer:
     def mlp_schedule(self, workload: Workload) -> list[int]:
         """Visual tokens that each decoder layer's MLP sees: fewer than enter the layer where they leave after its attention."""
         return accounting.mlp_schedule([self], workload)
+
+    def cache_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens in each layer's KV cache after the prompt; raises DataDependentError as `schedule` does."""
+        return accounting.cache_schedule([self], workload)
+
+    def read_schedule(self, workload: Workload) -> list[int]:
+        """Visual tokens that each layer reads in a decoding step; raises DataDependentError as `schedule` does."""
+        return accounting.read_schedule([self], workload)
+
+    def decode_overhead(self, workload: Workload, steps: int) -> tuple[int, int]:
+        """FLOPs of the method's own matrix products in the first decoding step, and in `steps` of them."""
+        return accounting.decode_overhead([self], workload, steps)
 
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""

@@ -13,7 +13,7 @@ from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import HALVES
 
 #: The decisions of a method: what it does to tokens.
-DECISIONS = ("reduce", "pick")
+DECISIONS = ("reduce", "pick", "pick_cached", "pick_read")
 #: Every method of TokenReducer that a method may override, in the order of the documentation.
 OVERRIDABLE = (
     "check",
@@ -25,11 +25,25 @@ OVERRIDABLE = (
     "kept",
     "score",
     "pick",
+    "cached",
+    "pick_cached",
+    "query_rows",
+    "read",
+    "pick_read",
+    "read_layers",
     "at_retention",
     "calibrate",
     "reduce_flops",
     "score_flops",
+    "cached_flops",
+    "read_flops",
 )
+
+
+def decisions(reducer: TokenReducer) -> list[str]:
+    """The decisions that a method is asked for."""
+    acts = (reducer.enters, reducer.acts_inside, reducer.caches, reducer.reads)
+    return [decision for decision, asked in zip(DECISIONS, acts, strict=True) if asked]
 
 
 class InvalidMethodError(UserError):

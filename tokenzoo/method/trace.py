@@ -39,7 +39,8 @@ class SampleTrace:
     `visual[row]` tells whether it is a visual token. `stages` lists (first decoder layer, rows present), the first
     one with layer 0; a stage lasts until the next begins. `mlp_stages` lists (decoder layer, rows present) for the layers in
     which rows left after attention: what their MLP saw. `flops`: the methods' own matrix products, where they were counted
-    while they ran.
+    while they ran. `cached` lists (decoder layers, rows left in their KV caches) for caches that were cut after the prompt.
+    `reads` holds for each decoding step so far (decoder layers, visual rows that they read) where they read a part.
     """
 
     prompt_tokens: int
@@ -49,6 +50,8 @@ class SampleTrace:
     stages: list[tuple[int, list[int]]]
     flops: int | None = None
     mlp_stages: list[tuple[int, list[int]]] = field(default_factory=list)
+    cached: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    reads: list[list[tuple[list[int], list[int]]]] = field(default_factory=list)
 
     def rows(self, layer: int) -> list[int]:
         """The entry rows present in decoder layer `layer`, in sequence order: its attention's, and so its KV cache's.
@@ -75,6 +78,16 @@ class SampleTrace:
             present = set(rows)
         return found
 
+    def cache(self, layer: int) -> list[int]:
+        """The entry rows in the KV cache of decoder layer `layer` after the prompt, in sequence order."""
+        return next((rows for layers, rows in self.cached if layer in layers), self.rows(layer))
+
+    def read(self, step: int, layer: int) -> list[int]:
+        """The visual rows that decoder layer `layer` read in decoding step `step` (from 0)."""
+        reads = self.reads[step] if step < len(self.reads) else []
+        everything = [row for row in self.cache(layer) if self.visual[row]]
+        return next((rows for layers, rows in reads if layer in layers), everything)
+
 
 @dataclass
 class Trace:
@@ -84,9 +97,18 @@ class Trace:
     samples: list[SampleTrace] = field(default_factory=list)
 
     def tokens(self, sample: int = 0) -> list[int]:
-        """Tokens (text and visual) in each layer: also the length of each layer's KV cache after prefill."""
+        """Tokens (text and visual) in each layer: also the length of its KV cache after the prefill, where none was cut."""
         trace = self.samples[sample]
         return [len(trace.rows(layer)) for layer in range(self.layers)]
+
+    def cache_tokens(self, sample: int = 0) -> list[int]:
+        """The length of each layer's KV cache after the prefill."""
+        trace = self.samples[sample]
+        return [len(trace.cache(layer)) for layer in range(self.layers)]
+
+    def read_tokens(self, sample: int = 0, step: int = 0) -> list[int]:
+        """How many visual tokens each layer read in a decoding step (from 0)."""
+        return [len(self.samples[sample].read(step, layer)) for layer in range(self.layers)]
 
     def visual_tokens(self, sample: int = 0) -> list[int]:
         """Visual tokens in each layer."""
@@ -129,6 +151,8 @@ class Trace:
                     stages=[(first, rows) for first, rows in sample["stages"]],
                     flops=sample["flops"],
                     mlp_stages=[(layer, rows) for layer, rows in sample.get("mlp_stages", [])],
+                    cached=_groups(sample.get("cached", [])),
+                    reads=[_groups(step) for step in sample.get("reads", [])],
                 )
                 for sample in data["samples"]
             ]
@@ -137,6 +161,10 @@ class Trace:
             raise UserError(f"Cannot read trace '{path}': {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"'{path}' is not a tokenzoo trace ({error}). Write one with 'tokenzoo run --trace'.") from None
+
+
+def _groups(data: list) -> list[tuple[list[int], list[int]]]:
+    return [(layers, rows) for layers, rows in data]
 
 
 def _source(data: dict) -> SourceTrace:

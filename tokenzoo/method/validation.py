@@ -62,15 +62,34 @@ def check_reduction(
     index = result.anchors if isinstance(result, Reduction) else result
     if not isinstance(index, torch.Tensor):
         fail(f"must return an index tensor, a Reduction or None, not {type(index).__name__}.")
-    if index.dtype != torch.long or index.ndim != 1:
-        fail(f"kept indices must be a long tensor [kept], not {index.dtype} {list(index.shape)}.")
-    if index.device != tokens.device:
-        fail(f"kept indices lie on {index.device}, the tokens on {tokens.device}.")
+    check_index_tensor(index, tokens.device, fail)
     if not index.is_meta:
         check_values(index, count, unique_anchors or not merged, fail, checks)
     if isinstance(result, Reduction):
         check_features(result.features, len(index), tokens, fail, checks)
     return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
+
+
+def check_indices(index: Tensor, count: int, device: torch.device, method: str, where: str, checks: Checks) -> Tensor:
+    """`check_reduction` of what must be plain indices, of `count` tokens on `device`; return them."""
+
+    def fail(problem: str) -> None:
+        raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
+
+    if not isinstance(index, torch.Tensor):
+        fail(f"must return an index tensor, not {type(index).__name__}.")
+    check_index_tensor(index, device, fail)
+    if not index.is_meta:
+        check_values(index, count, True, fail, checks)
+    return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
+
+
+def check_index_tensor(index: Tensor, device: torch.device, fail: Callable[[str], None]) -> None:
+    """Long, of one dimension, beside the tokens."""
+    if index.dtype != torch.long or index.ndim != 1:
+        fail(f"kept indices must be a long tensor [kept], not {index.dtype} {list(index.shape)}.")
+    if index.device != device:
+        fail(f"kept indices lie on {index.device}, the tokens on {device}.")
 
 
 def check_count(left: int, count: int | None, method: str, where: str) -> None:

@@ -197,13 +197,16 @@ class Recorded:
 
     `visual`: visual tokens entering each decoder layer; those behind the last one have as many. `mlp`: those that each
     layer's MLP saw, where it is not the same. `flops`: the methods' own matrix products, where they were counted while they
-    ran.
+    ran. `cached` and `read`: (layer, visual tokens) of each layer whose KV cache was cut after the prompt, and of each that
+    reads a part of it in a decoding step.
     """
 
     sources: tuple[RecordedSource, ...]
     visual: tuple[int, ...]
     flops: int | None = None
     mlp: tuple[int, ...] = ()
+    cached: tuple[tuple[int, int], ...] = ()
+    read: tuple[tuple[int, int], ...] = ()
 
     def after(self, layer: int, what: ActsAfter = "layer") -> int:
         """Visual tokens left after `layer`, or after its attention alone; -1 is the place before layer 0."""

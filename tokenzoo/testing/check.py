@@ -14,7 +14,7 @@ import tokenzoo
 from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import UnreachableError
-from tokenzoo.method.signatures import check_class
+from tokenzoo.method.signatures import check_class, decisions
 from tokenzoo.models.checkpoint import check_device
 from tokenzoo.testing.case import EITHER_SIDE, Case, leftovers
 from tokenzoo.testing.contract import check_case
@@ -151,7 +151,7 @@ def _check_all(
                 result.findings += check_independence(method, family, place=place)
             result.findings += check_full_retention(method, family, place=place)
             result.findings += check_failure(method, family, place=place)
-    acts = method.enters or method.acts_inside
+    acts = bool(decisions(method))
     if acts and not dropped and not result.findings and len(result.unsupported) < len(families):
         result.findings.append(Finding(1, "every family and case", "not one token was dropped; do its hooks act?"))
     if len(result.unsupported) == len(families):
@@ -189,9 +189,10 @@ def check_independence(method: TokenReducer, family: str, layers: int = LAYERS, 
 def _kept(case: Case, method: TokenReducer, inputs: dict[str, Any], first: int = 0) -> list[Any]:
     """What is left of each sample in each layer, by `generate`, which gives a padded sample the positions that it has alone."""
     with torch.no_grad(), tokenzoo.apply(case.model, [method], **words(inputs, first)) as running:
-        case.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        case.model.generate(**inputs, max_new_tokens=3 if method.reads else 1, do_sample=False)
         trace = running.trace
-        return [(sample.entry, [sample.rows(layer) for layer in range(trace.layers)]) for sample in trace.samples]
+        layers = range(trace.layers)
+        return [(one.entry, [one.rows(layer) for layer in layers], one.cached, one.reads) for one in trace.samples]
 
 
 def check_full_retention(method: TokenReducer, family: str, layers: int = LAYERS, place: Place = HERE) -> Iterator[Finding]:

@@ -43,7 +43,7 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
         report.findings += leftovers(case)
     report.outcome = outcome
     report.dropped = any(
-        outcome.trace.mlp_visual_tokens(index)[-1] < sum(map(_offered, sample.sources))
+        outcome.trace.mlp_visual_tokens(index)[-1] < sum(map(_offered, sample.sources)) or sample.cached or any(sample.reads)
         for index, sample in enumerate(outcome.trace.samples)
     )
     for copy, state in zip(watched, states, strict=True):
@@ -72,7 +72,7 @@ def changed_inputs(case: Case, outcome: Outcome, before: dict[str, Any]) -> Iter
     entering = [call for sources in outcome.entering for calls in sources for call in calls]
     for call in [*entering, *(call for calls in outcome.inside for call in calls)]:
         if call.changed:
-            place = "reduce" if call.layer is None else f"pick (layer {call.layer})"
+            place = "reduce" if call.layer is None else f"{call.decision} (layer {call.layer})"
             message = f"{place} changed its input in place ({', '.join(call.changed)}); work on a copy."
             yield Finding(3, case.where, message)
             return

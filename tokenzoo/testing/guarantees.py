@@ -40,10 +40,10 @@ def check_structure(case: Case, outcome: Outcome) -> Iterator[Finding]:
                 yield Finding(1, where, f"{name} has tokens that were gone before it.")
                 break
             before = set(rows)
+        yield from _cache_structure(outcome, index, where)
     new = outcome.generated.shape[1]
-    expected = [
-        max(trace.tokens(index)[layer] for index in range(len(trace.samples))) + max(new - 1, 0) for layer in range(trace.layers)
-    ]
+    lengths = [trace.cache_tokens(index) for index in range(len(trace.samples))]
+    expected = [max(of_layer) + max(new - 1, 0) for of_layer in zip(*lengths, strict=True)]
     windows = [cache_window(case.decoder, layer) for layer in range(trace.layers)]
     expected = [want if window is None else min(want, window - 1) for want, window in zip(expected, windows, strict=True)]
     for layer, (want, got) in enumerate(zip(expected, outcome.kv_lengths, strict=True)):
@@ -57,6 +57,21 @@ def _passed(sample: SampleTrace, layers: int) -> Iterator[tuple[str, list[int]]]
     for layer in range(layers):
         yield f"decoder layer {layer}", sample.rows(layer)
         yield f"the MLP of decoder layer {layer}", sample.mlp_rows(layer)
+
+
+def _cache_structure(outcome: Outcome, index: int, where: str) -> Iterator[Finding]:
+    """Caches hold rows that passed their layer, all text among them; steps read what is cached."""
+    sample = outcome.trace.samples[index]
+    for layers, rows in sample.cached:
+        passed = set(sample.rows(layers[0]))
+        if not set(rows) <= passed or not {row for row in passed if not sample.visual[row]} <= set(rows):
+            yield Finding(6, where, f"the cache of layer {layers[0]} lacks text, or holds tokens that never passed the layer.")
+            return
+    for step, groups in enumerate(sample.reads):
+        for layers, rows in groups:
+            if any(not sample.visual[row] or row not in sample.cache(layers[0]) for row in rows):
+                yield Finding(6, where, f"decode step {step + 1} reads in layer {layers[0]} what is not in its cache.")
+                return
 
 
 def _text(case: Case, index: int) -> list[int]:
@@ -81,9 +96,14 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             continue
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
         workload = Workload(architecture, sources, text)
+        text = sum(not visual for visual in sample.visual)
+        held = [count - text for count in outcome.trace.cache_tokens(index)]
+        read = [outcome.trace.read_tokens(index, step) for step in range(len(sample.reads))]
         for name, of_layer, schedule, got in (
             ("schedule", "layer", pipeline.schedule, outcome.trace.visual_tokens(index)),
             ("mlp_schedule", "the MLP of layer", pipeline.mlp_schedule, outcome.trace.mlp_visual_tokens(index)),
+            ("cache_schedule", "the cache of layer", pipeline.cache_schedule, held),
+            *(("read_schedule", "what a step reads of layer", pipeline.read_schedule, counts) for counts in read),
         ):
             try:
                 promised = _promised(schedule, workload, sample)

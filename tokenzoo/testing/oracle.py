@@ -46,7 +46,8 @@ class OracleSample:
 
     `merged` maps a place, (decoder layer, "attention" or "layer"), to (entry rows [merged], their new states [merged, hidden])
     after it; (-1, "attention") is the place before layer 0. `numbers`: the entry rows' positions where they were renumbered
-    before the LLM. `renumbered`: after which layer which row got which position.
+    before the LLM. `renumbered`: after which layer which row got which position. `continued`: in layers whose cache was cut,
+    how many positions behind the sample's first token the first generated one stands, where that is not what it would be.
     """
 
     trace: SampleTrace
@@ -54,6 +55,7 @@ class OracleSample:
     merged: dict[tuple[int, ActsAfter], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     numbers: list[int] | None = None
     renumbered: dict[int, dict[int, int]] = field(default_factory=dict)
+    continued: dict[int, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -151,12 +153,23 @@ def oracle_logits(
             masks = {}
         if window not in masks:
             masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
+        mask, angles = masks[window], rotary[kind]
+        unseen = _unseen(trace, number, first, count, new).to(hidden.device)
+        if unseen.any():
+            mask = mask.clone()
+            mask[0, 0, first + count :][unseen] = torch.finfo(mask.dtype).min
+        if number in sample.continued:
+            own = whole.clone()
+            start = whole[:, first + trace.rows(number)[0], None]
+            own[:, first + count :] = start + sample.continued[number] + torch.arange(new, device=whole.device)
+            given = (kind,) if len(set(types)) > 1 else ()
+            angles = decoder.rotary_emb(hidden, own[0][None] if len(own) == 1 else own[:, None], *given)
         with _masks_allowed(decoder), _merging_inside(layer, first, sample.merged.get((number, "attention"))):
             if kind == "linear_attention":
                 present = [*(first + row for row in trace.rows(number)), *range(first + count, whole.shape[1])]
                 hidden = recurrent_layer(layer, hidden, present)
             else:
-                hidden = layer(hidden, attention_mask=masks[window], position_embeddings=rotary[kind], past_key_values=None)
+                hidden = layer(hidden, attention_mask=mask, position_embeddings=angles, past_key_values=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in prompt.additions:
             hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
@@ -214,6 +227,18 @@ def layer_window(decoder: Any, number: int) -> int | None:
 def has_keys(decoder: Any, number: int) -> bool:
     """Whether a decoder layer keeps keys and values of its own."""
     return hasattr(getattr(decoder.layers[number], "self_attn", None), "k_proj")
+
+
+def _unseen(trace: SampleTrace, layer: int, first: int, count: int, new: int) -> torch.Tensor:
+    """Which rows generated ones cannot see in a layer though they passed it, bool [new, total]: those cut from its cache, and
+    those that a step did not read."""
+    unseen = torch.zeros(new, first + count + new, dtype=torch.bool)
+    present, cached = trace.rows(layer), set(trace.cache(layer))
+    for step in range(new):
+        read = set(trace.read(step, layer))
+        gone = [first + row for row in present if row not in cached or (trace.visual[row] and row not in read)]
+        unseen[step, gone] = True
+    return unseen
 
 
 def _blocks(prompt: FullPrompt, index: int, columns: torch.Tensor, new: int) -> torch.Tensor | None:

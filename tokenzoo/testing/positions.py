@@ -25,7 +25,7 @@ def oracle_sample(
     numbers = None if case.mrope else _entry_numbers(case, outcome, index, reducers)
     renumbered: dict[int, dict[int, int]] = {}
     merged: dict[tuple[int, ActsAfter], tuple[torch.Tensor, torch.Tensor]] = {}
-    calls = {(call.layer, call.method): call for call in outcome.inside[index]}
+    calls = {(call.layer, call.method): call for call in outcome.inside[index] if call.decision == "pick"}
     acting = sorted({layer for reducer in reducers for layer in reducer.layers(outcome.trace.layers)})
     count = sum(sample.visual)
     order = sorted(enumerate(reducers), key=lambda numbered: HALVES.index(numbered[1].acts_after))
@@ -50,7 +50,32 @@ def oracle_sample(
                 places = {row: position for position, row in enumerate(rows)}
         if places:
             renumbered[layer] = places
-    return OracleSample(sample, entered, merged, numbers, renumbered)
+    continued = {} if case.mrope else _continued(outcome, index, reducers)
+    return OracleSample(sample, entered, merged, numbers, renumbered, continued)
+
+
+def _continued(outcome: Outcome, index: int, reducers: Sequence[TokenReducer]) -> dict[int, int]:
+    """Layers whose cache a method cut that counts generated tokens from what is left: {layer: that number}."""
+    sample, found = outcome.trace.samples[index], {}
+    layers = outcome.trace.layers
+    entered = sum(sample.visual[row] for row in sample.rows(0))
+    for layer in range(layers):
+        left = sum(sample.visual[row] for row in sample.rows(layer))
+        for number, reducer in enumerate(reducers):
+            declared = reducer.cached(entered, layers)
+            if layer not in declared or not left:
+                continue
+            made = [
+                len(call.anchors)
+                for call in outcome.inside[index]
+                if (call.decision, call.method, call.layer) == ("pick_cached", number, layer)
+            ]
+            count = declared[layer]
+            after = made[0] if made else min(left, max(count, 0)) if count is not None else left
+            if after < left and reducer.cache_positions == "renumber":
+                found[layer] = len(sample.cache(layer))
+            left = after
+    return found
 
 
 def _left(rows: list[int], visual: list[int], call: Call | None, count: int | None) -> list[int]:

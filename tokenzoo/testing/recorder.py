@@ -10,15 +10,15 @@ import torch
 
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import Reduction
-from tokenzoo.method.signatures import DECISIONS
+from tokenzoo.method.signatures import decisions
 
 
 @dataclass
 class Call:
     """One decision of method number `method`: the visual tokens it was given, what it returned, which inputs it changed.
 
-    `layer`: the decoder layer after which, or after whose attention, it decided (-1: before layer 0); None before the LLM.
-    `early`: before the projector.
+    `layer`: the decoder layer at, after or after whose attention it decided (-1: before layer 0); None before the LLM. `early`:
+    before the projector. `features`: of a cache the numbers of the tokens alone.
     """
 
     method: int
@@ -27,6 +27,7 @@ class Call:
     features: torch.Tensor
     result: torch.Tensor | Reduction
     changed: list[str]
+    decision: str
 
     @property
     def output(self) -> torch.Tensor:
@@ -42,9 +43,8 @@ class Call:
 def watch(reducer: TokenReducer, number: int = 0) -> TokenReducer:
     """Return a copy of the reducer that leaves its calls in the memory of whatever it is given (see `calls_of`)."""
     members: dict[str, Any] = {}
-    for decision, used in zip(DECISIONS, (reducer.enters, reducer.acts_inside), strict=True):
-        if used:
-            members[decision] = _recording(type(reducer), decision, number)
+    for decision in decisions(reducer):
+        members[decision] = _recording(type(reducer), decision, number)
     copy: TokenReducer = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
     copy.__dict__.update(reducer.__dict__)
     return copy
@@ -67,18 +67,27 @@ def _recording(cls: type[TokenReducer], decision: str, number: int) -> Any:
         result = original(self, event, *more)
         after = _tensors(event, clone=False)
         changed = [name for name, value in before.items() if not _same(value, after.get(name))]
-        inside = decision == "pick"
-        features = before["hidden_states"][before["visual"]] if inside else before["features"]
+        inside = decision != "reduce"
         kept = result
         if isinstance(result, Reduction):
             kept = Reduction(result.features.clone(), result.anchors.clone(), result.assignment, result.appended)
         elif isinstance(result, torch.Tensor):
             kept = result.clone()
-        call = Call(number, event.index if inside else None, not inside and event.early, features, kept, changed)
+        early = not inside and event.early
+        call = Call(number, event.index if inside else None, early, _given(decision, event, before), kept, changed, decision)
         event.memory[_KEY] = [*calls_of(event.memory), call]
         return result
 
     return recording
+
+
+def _given(decision: str, event: Any, before: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The visual tokens to choose from."""
+    if decision == "reduce":
+        return before["features"]
+    if decision == "pick":
+        return before["hidden_states"][before["visual"]]
+    return before["visual"]
 
 
 def _tensors(event: Any, clone: bool = True) -> dict[str, torch.Tensor]:

@@ -20,13 +20,21 @@ from tokenzoo.zoo.registry import Method
 
 _NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
 #: Where a method can act, in the order of a forward pass.
-PLACES = ("before the encoder", "before the projector", "before the LLM", "inside the LLM")
+PLACES = (
+    "before the encoder",
+    "before the projector",
+    "before the LLM",
+    "inside the LLM",
+    "in the KV cache",
+    "in decoding steps",
+)
 #: What a method's declaration is asked about: a picture and a video of LLaVA-1.5's size.
 EXAMPLES: dict[Literal["image", "video"], tuple[int, ...]] = {"image": (576,), "video": (576,) * 8}
 EXAMPLE = Architecture(
     "an example", 4096, 32, 32, 32, 11008, 32064, vision_hidden=1024, encoder_hidden=1024, encoder_layers=24, encoder_heads=16,
     feature_layer=22, has_cls=True,
 )  # fmt: skip
+EXAMPLE_TOKENS = sum(EXAMPLES["image"])
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -176,16 +184,18 @@ def first_sentence(text: str) -> str:
 def _places(method: TokenReducer) -> tuple[str, ...]:
     """Where a method acts."""
     early = method.enters and method.implements("early")
-    acts = (method.picture_scale != 1, early, method.enters and not early, method.acts_inside)
+    cuts, reads = (bool(declared(EXAMPLE_TOKENS, EXAMPLE.layers)) for declared in (method.cached, method.read))
+    acts = (method.picture_scale != 1, early, method.enters and not early, method.acts_inside, cuts, reads)
     return tuple(place for place, there in zip(PLACES, acts, strict=True) if there)
 
 
 def _reduces(method: TokenReducer) -> tuple[str, ...]:
-    """Of which kinds of pictures its declaration leaves fewer tokens; inside the LLM it is not told the kind."""
+    """Of which kinds of pictures its declaration leaves fewer tokens; what acts from the LLM on only is not told the kind."""
     return tuple(
         kind
         for kind, views in EXAMPLES.items()
-        if method.acts_inside or method.picture_scale != 1 or (method.enters and _leaves_fewer(method, kind, views))
+        if method.picture_scale != 1
+        or (_leaves_fewer(method, kind, views) if method.enters else method.acts_inside or method.caches or method.reads)
     )
 
 
@@ -201,6 +211,7 @@ def _positions(method: TokenReducer) -> str:
     rule = {"keep": "kept", "renumber": "renumbered"}
     parts = [f"{rule[method.entry_positions]} before the LLM"] if method.enters else []
     parts += [f"{rule[method.layer_positions]} inside the LLM"] if method.acts_inside else []
+    parts += ["renumbered in decoding"] if method.caches and method.cache_positions == "renumber" else []
     return ", ".join(parts) or "unchanged"
 
 

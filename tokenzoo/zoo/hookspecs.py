@@ -1,8 +1,8 @@
 """Every point at which a plugin can join in, as pluggy hook specifications.
 
-The four run-time hooks are called in the order in which the methods are written (`a+b`: a, then b). A
-`TokenReducer` need not know them: the host asks it first. A plugin that only watches (a recorder, a visualiser) implements
-them and returns nothing; it must change nothing.
+The run-time hooks are called where methods act, after them (`a+b`: a, then b). A `TokenReducer` need not know them: the host
+asks it first. A plugin that only watches (a recorder, a visualiser) implements them and returns nothing; it must change
+nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import pluggy
 if TYPE_CHECKING:
     from tokenzoo.bench.task import Task
     from tokenzoo.host.family import Family
-    from tokenzoo.method.events import DecoderLayer, VisualTokens
+    from tokenzoo.method.cached_layer import CachedLayer, CacheRead
+    from tokenzoo.method.decoder_layer import DecoderLayer
     from tokenzoo.method.reducer import TokenReducer
+    from tokenzoo.method.visual_tokens import VisualTokens
 
 PROJECT = "tokenzoo"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -40,6 +42,14 @@ class RunHooks:
     @hookspec
     def tokenzoo_after_layer(self, layer: DecoderLayer) -> None:
         """See one sample's visual tokens after a decoder layer after which methods act."""
+
+    @hookspec
+    def tokenzoo_after_prefill(self, layer: CachedLayer) -> None:
+        """See what methods left of one sample in a layer's KV cache once the prompt is through."""
+
+    @hookspec
+    def tokenzoo_decoding_step(self, step: CacheRead) -> None:
+        """See what methods let one sample's new token read of a layer's KV cache."""
 
 
 class RegistrationHooks:
