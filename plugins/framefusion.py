@@ -56,7 +56,7 @@ class FrameFusion(TokenReducer):
     acts_after: ClassVar[ActsAfter] = "attention"
 
     def kept(self, entered: int, layers: int) -> dict[int, None]:
-        return dict.fromkeys(range(-1, layers - 1))
+        return {} if self.cost == 1 else dict.fromkeys(range(-1, layers - 1))
 
     def pick(self, layer: DecoderLayer, count: int | None) -> Tensor | Reduction:
         progress, tokens = layer.memory.setdefault("framefusion", Progress()), len(layer.visual)
@@ -91,7 +91,8 @@ class FrameFusion(TokenReducer):
         if share >= missing:
             progress.merging = progress.pruning = False
             found = int(missing * tokens)
-            merged = torch.zeros_like(merged).index_fill(0, similarity.argsort(descending=True, stable=True)[:found], True)
+            merged = torch.zeros_like(merged)
+            merged[similarity.argsort(descending=True, stable=True)[:found]] = True
         else:
             progress.shares.append(share)
             progress.merging = share >= self.least_merged
@@ -100,7 +101,8 @@ class FrameFusion(TokenReducer):
         heads = (~merged).cumsum(0) - 1
         states = layer.hidden_states[layer.visual]
         means = ops.mean_by_assignment(states[order][None], heads[None], int(heads[-1]) + 1)[0]
-        stay = torch.ones(tokens, dtype=torch.bool, device=device).index_fill(0, order[merged], False)
+        stay = torch.ones(tokens, dtype=torch.bool, device=device)
+        stay[order[merged]] = False
         return Reduction(states.index_copy(0, order[~merged], means)[stay], stay.nonzero()[:, 0])
 
     def in_time(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
