@@ -76,7 +76,7 @@ def apply(
             check_scaling(method.name, family, model, scaled)
     mrope = family.mrope or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
     methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
-    adapter.check_layers(decoder, methods.acting)
+    adapter.check_layers(decoder, [index for index in methods.acting if index >= 0])
     run = Run(model, family, methods, visual, questions, tokenizer)
     with ExitStack() as stack:
         _ACTIVE.add(decoder)

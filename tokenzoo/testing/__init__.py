@@ -23,6 +23,7 @@ _HOME = {
     "visual_tokens": "authors",
     "decide": "authors",
     "assert_golden": "authors",
+    "check_family": "families",
     "full_prompt": "oracle",
     "oracle_logits": "oracle",
 }
