@@ -67,12 +67,17 @@ def test_schedules_never_grow_and_stay_within_what_there_is(name: str, workload:
         assert all(-inside <= layer < layers - 1 + inside for layer in method.layers(layers))
 
 
+#: Methods whose published form has no one number that says how much is kept.
+UNTURNED = {"prunevid"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_retention_one_keeps_everything_before_the_llm(name: str) -> None:
     try:
         method = load_zoo().method(name)().at_retention(1.0, 28)
-    except UnreachableError:
-        pytest.fail(f"{name} cannot keep everything")
+    except UnreachableError as error:
+        assert name in UNTURNED, error
+        return
     workload = Workload(decoder(), (Source("image", (49,)), Source("video", (16, 16), 1)), 5)
     assert method.schedule(workload)[0] == workload.visual_tokens == 82
 

@@ -46,7 +46,9 @@ class Queries:
                 states, *angles = (_last(given, sample, now.layout, self.rows) for given in (output, *self.angles))
                 self.of_sample.append(turned(self.family, self.layer, QUERY, states, *angles))
 
-        return self.family.decoder_projections(self.layer)[QUERY].register_forward_hook(hook)
+        projections = self.family.decoder_projections(self.layer)
+        assert projections is not None, "check_cache_methods refuses layers without keys"
+        return projections[QUERY].register_forward_hook(hook)
 
     def forget(self) -> None:
         self.angles, self.of_sample = None, []

@@ -316,6 +316,8 @@ def _choice(
     method: TokenReducer, layer: int, present: list[int], count: int | None, what: str, workload: Workload
 ) -> Iterator[CacheStep]:
     """A choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells."""
+    if not present[layer]:
+        return
     left = count
     if left is None:
         if workload.recorded is None:
