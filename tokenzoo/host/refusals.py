@@ -74,8 +74,8 @@ def check_cache_methods(decoder: Module, layer_types: Collection[str], cuts: boo
     others = sorted({*layer_types, *(getattr(decoder.config, "layer_types", None) or ())} - {FULL})
     if (cuts or reads) and others:
         raise UnsupportedError(
-            "A method is to choose what the KV cache holds or a step reads of it, but this decoder has "
-            f"layers of {' and '.join(others)}, which keep a window or a state, not every token. Choose a method that leaves it alone."
+            f"A method is to choose what the KV cache holds or a step reads of it, and layers of {' and '.join(others)} keep a "
+            "window or a state, not every token. Choose a method that leaves the cache alone."
         )
     backend = decoder.config._attn_implementation
     if reads and backend not in BACKENDS:
