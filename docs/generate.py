@@ -32,9 +32,9 @@ def hooks_page() -> str:
     for name in OVERRIDABLE:
         parts.append(_function(name, getattr(TokenReducer, name)))
     parts.append("## What the host hands over\n")
-    from tokenzoo import CachedLayer, CacheRead, DecoderLayer, VisualTokens
+    from tokenzoo import CachedLayer, CacheRead, DecoderLayer, EncoderLayer, VisualTokens
 
-    for event in (VisualTokens, DecoderLayer, CachedLayer, CacheRead):
+    for event in (EncoderLayer, VisualTokens, DecoderLayer, CachedLayer, CacheRead):
         parts.append(f"### `{event.__name__}`\n\n{inspect.cleandoc(event.__doc__ or '')}\n")
         for name, value in vars(event).items():
             if inspect.isfunction(value) and not name.startswith("_"):
@@ -67,7 +67,7 @@ def methods_page() -> str:
         parts.append(f"**{place[0].upper()}{place[1:]}**\n" if place else "**No reduction**\n")
         parts.append("| Method | What it does | Inside the LLM too | Reduces | Text-aware |\n|---|---|---|---|---|")
         for m in methods:
-            inside, aware = ("yes" if it else "" for it in (len(m.hooks) > 1, m.text_aware))
+            inside, aware = ("yes" if it else "" for it in ("inside the LLM" in m.hooks[1:], m.text_aware))
             reduces = ", ".join(m.reduces) or "nothing"
             parts.append(f"| [`{m.name}`](#{m.name}) | {_cell(m.summary)} | {inside} | {reduces} | {aware} |")
         parts.append("")

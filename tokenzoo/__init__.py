@@ -11,6 +11,7 @@ from tokenzoo.errors import FailedError, UnsupportedError, UserError
 from tokenzoo.method import ops
 from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.encoder_layer import EncoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import ActsAfter, DataDependentError, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.trace import Trace
@@ -27,6 +28,7 @@ __all__ = [
     "CachedLayer",
     "DataDependentError",
     "DecoderLayer",
+    "EncoderLayer",
     "FailedError",
     "PositionPolicy",
     "Reduction",

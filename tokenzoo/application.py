@@ -66,7 +66,7 @@ def apply(
         )
     if family.root(model) is None and visual is None:
         raise UserError("A bare decoder cannot tell its visual tokens: pass visual=[(start, end), ...], one per sample.")
-    if any(method.enters or method.acts_inside for method in reducers):
+    if any(method.acts for method in reducers):
         check_model(outer)
     architecture = family.architecture(model)
     for method in reducers:

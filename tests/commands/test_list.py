@@ -14,7 +14,8 @@ from tokenzoo.zoo.describe import describe
 from tokenzoo.zoo.plugins import load_zoo
 
 METHODS = [name for name in load_zoo((), ()).names() if load_zoo((), ()).info(name).kind == "built-in"]
-PLACES = ["No reduction", "Before the encoder", "Before the projector", "Before the LLM", "Inside the LLM", "In the KV cache"]
+ENCODER, LLM = ["Before the encoder", "Inside the encoder", "Before the projector"], ["Before the LLM", "Inside the LLM"]
+PLACES = ["No reduction", *ENCODER, *LLM, "In the KV cache"]
 PLUGIN = """
 from dataclasses import dataclass
 from tokenzoo import TokenReducer
@@ -49,6 +50,7 @@ def test_methods_stand_under_the_first_place_where_they_act(capsys, monkeypatch)
             found[place].append(line.split()[0])
     assert list(found) == PLACES
     assert found["No reduction"] == ["none"]
+    assert "tome" in found["Inside the encoder"]
     assert {"aim", "prumerge", "visionzip"} <= set(found["Before the projector"])
     assert {"divprune", "holitom", "random"} <= set(found["Before the LLM"])
     assert {"fastv", "vtw", "sparsevlm"} <= set(found["Inside the LLM"])

@@ -53,7 +53,7 @@ def command(form: str) -> None:
             [
                 method.name,
                 method.summary,
-                "yes" if len(method.hooks) > 1 else "",
+                "yes" if "inside the LLM" in method.hooks[1:] else "",
                 ", ".join(method.reduces),
                 "yes" if method.text_aware else "",
                 _published(method),

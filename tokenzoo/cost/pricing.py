@@ -17,7 +17,7 @@ from tokenzoo.cost.operations import Operation, Step
 from tokenzoo.cost.roofline import all_reduce, time_operation
 from tokenzoo.errors import UserError
 from tokenzoo.method.accounting import check_layers
-from tokenzoo.method.workload import Architecture, Workload
+from tokenzoo.method.workload import Architecture, EncoderCut, Workload
 
 
 class Schedulable(Protocol):
@@ -25,6 +25,7 @@ class Schedulable(Protocol):
 
     def schedule(self, workload: Workload) -> list[int]: ...
     def mlp_schedule(self, workload: Workload) -> list[int]: ...
+    def encoder_cuts(self, workload: Workload) -> list[tuple[EncoderCut, ...]]: ...
     def projector_tokens(self, workload: Workload) -> int: ...
     def overhead(self, workload: Workload) -> int: ...
     def cache_schedule(self, workload: Workload) -> list[int]: ...
@@ -70,6 +71,7 @@ def price(
         visual,
         mlp_tokens=[count + workload.text_tokens for count in reducer.mlp_schedule(workload)] if reducer else None,
         grids=vision.view_grids(workload, grids) * batch,
+        encoder_cuts=reducer.encoder_cuts(workload) * batch if reducer else (),
         projector_tokens=batch * (reducer.projector_tokens(workload) if reducer else workload.projector_tokens),
         overhead=batch * (reducer.overhead(workload) if reducer else 0),
         cached=[count + workload.text_tokens for count in cached],
@@ -94,6 +96,7 @@ def price_tokens(
     *,
     mlp_tokens: Sequence[int] | None = None,
     grids: Sequence[tuple[int, int]] = (),
+    encoder_cuts: Sequence[tuple[EncoderCut, ...]] = (),
     projector_tokens: int = 0,
     overhead: int = 0,
     cached: Sequence[int] | None = None,
@@ -111,7 +114,8 @@ def price_tokens(
 ) -> Cost:
     """Price a prefill in which `tokens[l]` rows of each sample enter decoder layer l: the ground of `price`.
 
-    `mlp_tokens[l]` rows reach that layer's MLP (None: all). `grids`, `projector_tokens` and `overhead` are of the whole batch.
+    `mlp_tokens[l]` rows reach that layer's MLP (None: all). `grids`, `encoder_cuts` (where patches of each of these views leave
+    inside the encoder; () where none do), `projector_tokens` and `overhead` are of the whole batch.
     `cached`: rows in each layer's KV cache after the prefill (None: all that entered); `read`: how many of them each layer
     reads in a decoding step (None: all that are cached); `decode_overhead`: the methods' own products in the first step, and
     in all of them.
@@ -126,7 +130,7 @@ def price_tokens(
     setting.check(mlp, decode, head_positions)
     parts = []
     if rules.whole_model:
-        parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width)))
+        parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width, encoder_cuts)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
         parts.append(setting.part("layer inputs", exact.layer_inputs(model.decoder, batch * tokens[0], setting.width)))
     kinds = [(model.decoder.of_layer(index), *counts) for index, counts in enumerate(zip(tokens, mlp, strict=True))]

@@ -13,7 +13,7 @@ from tokenzoo.cost.pricing import Schedulable, price_tokens
 from tokenzoo.cost.vision import Grid, encoder_grids, square_grid
 from tokenzoo.errors import UserError
 from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.method.workload import Architecture, Recorded, RecordedSource, Workload
+from tokenzoo.method.workload import Architecture, EncoderCut, Recorded, RecordedSource, Workload
 
 
 def price_trace(
@@ -56,6 +56,7 @@ def price_trace(
             cached[layer] = max(cached[layer], round(held * scale) + text)
             read[layer] = max(read[layer], round(reads[recorded] * scale) + text)
     records = [source for index in chosen for source in trace.samples[index].sources]
+    cuts = [cut for record in records for cut in [_cuts(model, record, scale)] * len(record.source.before_projector)]
     workloads = [workload_of(trace.samples[index], model.decoder) for index in chosen]
     overhead = sum(map(reducer.overhead, workloads)) if reducer else 0
     own_steps = [reducer.decode_overhead(own, options.get("decode", 0)) for own in workloads] if reducer else []
@@ -65,6 +66,7 @@ def price_trace(
         visual,
         mlp_tokens=mlp,
         grids=[grid for record in records for grid in _grids(model, record, scale)] if grids is None else grids,
+        encoder_cuts=cuts if any(cuts) else (),
         projector_tokens=round(sum(record.projected for record in records) * scale),
         overhead=overhead,
         cached=cached,
@@ -83,11 +85,22 @@ def _grids(model: ModelArchitecture, record: SourceTrace, scale: float) -> list[
     return encoder_grids(record.source, [square_grid(round(tokens * scale)) for tokens in views])
 
 
+def _cuts(model: ModelArchitecture, record: SourceTrace, scale: float) -> tuple[EncoderCut, ...]:
+    """Where patches of each view leave inside the vision tower: at the same relative depth, as large a share."""
+    if record.encoder is None or model.vision is None:
+        return ()
+    recorded, layers = record.encoder, model.vision.layers
+    return tuple(EncoderCut(cut.layer * layers // recorded.layers, cut.after, round(cut.left * scale)) for cut in recorded.cuts)
+
+
 def recorded_run(sample: SampleTrace) -> Recorded:
     """What the picture decided in a recorded sample."""
     layers = max(first for first, _ in sample.stages) + 1
     trace = Trace(layers, [sample])
-    sources = tuple(RecordedSource(record.steps) for record in sample.sources)
+    sources = tuple(
+        RecordedSource(record.steps, tuple(cut.left for cut in record.encoder.cuts) if record.encoder else ())
+        for record in sample.sources
+    )
     cached, read = (
         tuple((layer, sum(sample.visual[row] for row in rows)) for layers, rows in groups for layer in layers)
         for groups in (sample.cached, sample.reads[0] if sample.reads else [])

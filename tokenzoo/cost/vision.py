@@ -2,7 +2,7 @@
 
 Every encoder layer runs, whatever `vision_feature_layer` is: transformers computes all of them and picks one output.
 CLIP and InternViT prepend a class token; SigLIP's pooling head runs where the config says so; Qwen2.5-VL attends within
-windows in most layers.
+windows in most layers. Where patches leave inside the encoder, a layer's attention sees what is there and its MLP what is left.
 Qwen3-VL's DeepStack projects all tokens of some layers besides, whatever is dropped before the projector.
 """
 
@@ -16,7 +16,8 @@ from tokenzoo.cost.architecture import ModelArchitecture, Projector, VisionTower
 from tokenzoo.cost.exact import attention, elementwise
 from tokenzoo.cost.operations import Operation, Step, linear
 from tokenzoo.errors import UserError
-from tokenzoo.method.workload import Source, Workload
+from tokenzoo.method.reduction import ActsAfter
+from tokenzoo.method.workload import EncoderCut, Source, Workload, patches_behind
 
 Grid = tuple[int, int]
 
@@ -46,21 +47,28 @@ def encoder_grids(source: Source, grids: Sequence[Grid]) -> list[Grid]:
     return [(height * pooled, width * pooled) for height, width in grids]
 
 
-def vision_tower(model: ModelArchitecture, grids: Sequence[Grid], width: int) -> list[Operation]:
-    """The operations of the vision tower on these views (of the whole batch); [] where the architecture has no tower."""
+def vision_tower(
+    model: ModelArchitecture, grids: Sequence[Grid], width: int, cuts: Sequence[tuple[EncoderCut, ...]] = ()
+) -> list[Operation]:
+    """The operations of the vision tower on these views (of the whole batch); [] where the architecture has no tower.
+
+    `cuts`: where patches of each view leave inside the encoder; () where none do.
+    """
     tower = model.vision
     if tower is None or not grids:
         return []
-    views = [_Tokens(tower, grid) for grid in grids]
+    views = [_Tokens(tower, grid, own) for grid, own in zip(grids, cuts or [()] * len(grids), strict=True)]
     patches = sum(view.patches for view in views)
-    rows = sum(view.rows for view in views)
     pixels = tower.channels * tower.temporal_patch * tower.patch**2
     operations = [linear("patches", patches, pixels, tower.hidden, width, parallel=False)]
     for layer in range(tower.layers):
         spans = [span for view in views for span in view.spans(layer)]
-        operations += _layer(tower, rows, spans, width)
+        entering = sum([view.rows(layer - 1, "layer") for view in views])
+        rows = sum([view.rows(layer, "attention") for view in views])
+        operations += _layer(tower, entering, rows, spans, width)
     if tower.pooling_head:
-        operations += _pooling_head(tower, rows, [view.rows for view in views], width)
+        left = [view.rows(tower.layers - 1, "layer") for view in views]
+        operations += _pooling_head(tower, sum(left), left, width)
     for _ in range(tower.deepstack):
         operations += projector(model, sum(height * width_ for height, width_ in grids), width)
     return operations
@@ -90,15 +98,18 @@ def _second(shape: Projector, tokens: int, width: int) -> list[Operation]:
 class _Tokens:
     """One view inside the tower: patches, rows (with the class token) and the spans that attend to each other."""
 
-    def __init__(self, tower: VisionTower, grid: Grid) -> None:
-        self.tower, self.grid = tower, grid
+    def __init__(self, tower: VisionTower, grid: Grid, cuts: tuple[EncoderCut, ...]) -> None:
+        self.tower, self.grid, self.cuts = tower, grid, cuts
         self.patches = grid[0] * grid[1] * tower.merge**2
-        self.rows = self.patches + tower.class_token
+
+    def rows(self, layer: int, after: ActsAfter) -> int:
+        """The rows behind a half of a layer."""
+        return patches_behind(self.cuts, self.patches, layer, after) + self.tower.class_token
 
     def spans(self, layer: int) -> list[int]:
         tower = self.tower
         if not tower.window or layer in tower.full_attention_layers:
-            return [self.rows]
+            return [self.rows(layer - 1, "layer")]
         side = tower.window // tower.merge // tower.patch
         heights, widths = (_pieces(length, side) for length in self.grid)
         return [height * width * tower.merge**2 for height in heights for width in widths]
@@ -137,16 +148,17 @@ def _attended(tower: VisionTower, spans: Sequence[int], width: int, queries: int
     return [Operation(name, flops, element, moved, parallel=False) for name, (flops, element, moved) in scores.items()]
 
 
-def _layer(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
+def _layer(tower: VisionTower, entering: int, rows: int, spans: Sequence[int], width: int) -> list[Operation]:
+    """A layer that `entering` rows enter, of which `rows` are left for its MLP."""
     hidden, inner = tower.hidden, tower.intermediate
     names = ("gate", "up", "down") if tower.gated else ("fc1", "fc2")
     return [
-        elementwise("norms", 14 * rows * hidden, 4 * rows * hidden, width, parallel=False),
-        *(linear(name, rows, hidden, hidden, width, parallel=False) for name in ("q", "k", "v")),
+        elementwise("norms", 7 * (entering + rows) * hidden, 2 * (entering + rows) * hidden, width, parallel=False),
+        *(linear(name, entering, hidden, hidden, width, parallel=False) for name in ("q", "k", "v")),
         *_attended(tower, spans, width),
-        linear("out", rows, hidden, hidden, width, parallel=False),
+        linear("out", entering, hidden, hidden, width, parallel=False),
         *(linear(name, rows, hidden, inner, width, parallel=False) for name in names[:-1]),
         elementwise("activation", 5 * rows * inner, len(names) * rows * inner, width, parallel=False),
         linear(names[-1], rows, inner, hidden, width, parallel=False),
-        elementwise("adds", 2 * rows * hidden, 6 * rows * hidden, width, parallel=False),
+        elementwise("adds", (entering + rows) * hidden, 3 * (entering + rows) * hidden, width, parallel=False),
     ]

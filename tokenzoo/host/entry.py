@@ -226,7 +226,8 @@ def _numbered(
 
     The last method that renumbers counts what it left. A later one that keeps positions takes them along.
     """
-    acted = {step.method: early for source in sources for early, step in enumerate(source.steps) if step.anchors is not None}
+    steps_of = [[*([] if source.inside_step is None else [source.inside_step]), *source.steps] for source in sources]
+    acted = {step.method: early for steps in steps_of for early, step in enumerate(steps) if step.anchors is not None}
     acting = sorted(acted, key=lambda method: acted[method])
     renumbering = [method for method in acting if policies[method] == "renumber"]
     if not renumbering:
@@ -236,10 +237,10 @@ def _numbered(
         return everything
     kept: list[torch.Tensor | None] = []
     since: list[torch.Tensor | None] = []
-    for source in sources:
+    for steps in steps_of:
         anchors: list[torch.Tensor | None] = [None, None]  # up to the last method that renumbers, and after it
         later = False
-        for step in source.steps:
+        for step in steps:
             if step.anchors is not None:
                 known = anchors[later]
                 anchors[later] = step.anchors if known is None else known[step.anchors]

@@ -134,6 +134,11 @@ class Family(ABC):
         """The modules of an encoder layer whose outputs are its q and k: (q, k), or one fused (qkv,)."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
+    def encoder_mlp(self, layer: Module) -> tuple[Module, Module] | None:
+        """The norm before an encoder layer's MLP, and the MLP, where the layer ends in hidden + mlp(norm(hidden)) on rows
+        [views, rows, width] and takes an additive attention mask; None, the default: nothing can leave inside this encoder."""
+        return None
+
     def decoder_projections(self, layer: Module) -> tuple[Module, Module] | None:
         """The modules whose outputs are the q and k of a decoder layer before the rotary embedding; None where a layer makes
         no keys of its own, so that no method can read its attention."""
@@ -222,11 +227,14 @@ class Family(ABC):
     ) -> torch.Tensor:
         """Attention of a recorded encoder layer on the tokens of source `number`, [views, tokens, heads], float32."""
         counts = [len(source.encoder_grids) for source in sources]
+        weighed = record.weights
+        rows, bias = (None, None) if weighed is None else (weighed.rows[number], weighed.bias.split(counts)[number])
         query, key = (
-            states.split(counts)[number].unflatten(-1, (self.encoder_heads(model), -1)).transpose(1, 2)
+            states.split(counts)[number][:, :rows].unflatten(-1, (self.encoder_heads(model), -1)).transpose(1, 2)
             for states in record.projections
         )
-        weights = ops.encoder_attention(query, key, query.shape[-1] ** -0.5, queries)[..., int(self.has_cls(model)) :]
+        bias = None if bias is None else bias[:, 0, 0, :rows].to(query.device)
+        weights = ops.encoder_attention(query, key, query.shape[-1] ** -0.5, queries, bias=bias)[..., int(self.has_cls(model)) :]
         return join_patches(weights.transpose(1, 2), self.patches_per_side(model, sources[number].kind))
 
     def projector_input(self, model: Module, features: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,12 @@ import torch
 
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.prompt import EncodedSource, EntryRecord
-from tokenzoo.method.accounting import cache_layers, check_whole, promised, read_layers
+from tokenzoo.method.accounting import cache_layers, check_encoder, check_whole, encoder_counts, promised, read_layers
 from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer
+from tokenzoo.method.encoder_layer import EncoderLayer
 from tokenzoo.method.reducer import TokenReducer
-from tokenzoo.method.reduction import HALVES, PositionPolicy
+from tokenzoo.method.reduction import HALVES, ActsAfter, PositionPolicy
 from tokenzoo.method.visual_tokens import VisualTokens
 from tokenzoo.method.workload import Architecture
 
@@ -33,8 +34,13 @@ class Methods:
             index: tuple(half for half in HALVES if any(half == m.acts_after and index in own for m, own in self._inside))
             for index in sorted(frozenset().union(*self.layers))
         }
-        self.enters = any(method.enters for method in self.methods)
-        self.reduces_early = any(method.enters and method.implements("early") for method in self.methods)
+        self.in_encoder = [method for method in self.methods if method.acts_in_encoder]
+        for method in self.in_encoder:
+            check_encoder(method, architecture)
+        self.enters = any(method.enters or method.acts_in_encoder for method in self.methods)
+        self.reduces_early = any(
+            (method.enters and method.implements("early")) or method.acts_in_encoder for method in self.methods
+        )
         self.scales_pictures = any(method.picture_scale != 1 for method in self.methods)
         self.caches = [frozenset(cache_layers(method, architecture.layers)) for method in self.methods]
         self.cut = sorted(frozenset().union(*self.caches))
@@ -83,6 +89,44 @@ class Methods:
         """The methods, each with the layers in or after which it acts."""
         return list(zip(self.methods, self.layers, strict=True))
 
+    # --- inside the encoder -------------------------------------------------------------------------------------
+
+    @cached_property
+    def encoder_halves(self) -> dict[ActsAfter, list[int]]:
+        """After which halves of which encoder layers methods act."""
+        return {
+            half: sorted(
+                {
+                    layer
+                    for method in self.in_encoder
+                    if method.encoder_acts_after == half
+                    for layer in encoder_counts(method, 0, self.architecture)
+                }
+            )
+            for half in HALVES
+        }
+
+    @torch.no_grad()
+    def reduce_encoder(self, source: EncodedSource, layer: EncoderLayer) -> list[int]:
+        """Reduce one source in an encoder layer; returns how many tokens of each view each method left."""
+        layer.architecture, left = self.architecture, []
+        for method in self.in_encoder:
+            declared = encoder_counts(method, layer.patches, self.architecture)
+            if method.encoder_acts_after != layer.after or layer.index not in declared:
+                continue
+            count = declared[layer.index]
+            if count is None or count < layer.tokens:
+                layer.apply(method.encoder_pick(layer, count), method.name, count)
+            left.append(layer.tokens)
+        self.observers.tokenzoo_encoder_layer(layer=layer)
+        return left
+
+    @property
+    def encoder_method(self) -> int:
+        """The number of the method by whose rule positions go on behind the encoder: the last that renumbers, else the last."""
+        numbers = [number for number, method in enumerate(self.methods) if method.acts_in_encoder]
+        return [*numbers, *(number for number in numbers if self.entry_policies[number] == "renumber")][-1]
+
     # --- before the LLM -----------------------------------------------------------------------------------------
 
     def reduce_early(self, source: EncodedSource, tokens: VisualTokens) -> None:
@@ -101,7 +145,7 @@ class Methods:
         for number, method in enumerate(self.methods):
             if not method.enters or method.early(shape, self.architecture) != tokens.early:
                 continue
-            check_whole(method, untouched=tokens.anchors is None)
+            check_whole(method, tokens.anchors is None, source.inside is not None and source.inside.anchors is not None)
             views = tuple(tokens.view_counts())
             left, anchors = promised(method, views, shape, self.architecture), None
             if left is None or sum(left) < sum(views):

@@ -12,6 +12,7 @@ import torch
 
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.host.encoder import RecordedEncoder
+from tokenzoo.host.encoder_reduction import Inside
 from tokenzoo.host.family import VisualSource
 from tokenzoo.method.decoder_layer import Places
 from tokenzoo.method.visual_tokens import VisualTokens
@@ -26,7 +27,8 @@ class EncodedSource:
     """One image or video that went through the encoder.
 
     `tokens` and `projected` are set where a method reduced it before the projector; `tokens` also where one reduced it
-    before the LLM. `steps`: for each method that was asked, in order, its number and what it left.
+    before the LLM. `steps`: for each method that was asked, in order, its number and what it left. `inside`: what became of its
+    patches inside the encoder, where methods act there, and `inside_step` what that comes to.
     """
 
     visual: VisualSource
@@ -36,6 +38,8 @@ class EncodedSource:
     projected: torch.Tensor | None = None
     steps: list[EntryRecord] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    inside: Inside | None = None
+    inside_step: EntryRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class EntryRecord:
     view: torch.Tensor
     views: int
     anchors: torch.Tensor | None
+
+    def to(self, device: torch.device) -> EntryRecord:
+        return replace(self, view=self.view.to(device), anchors=None if self.anchors is None else self.anchors.to(device))
 
 
 @dataclass
@@ -72,10 +79,8 @@ class PlacedSource(EncodedSource):
         tokens.view = tokens.view.to(device)
         tokens.anchors = None if tokens.anchors is None else tokens.anchors.to(device)
         tokens.assignment = None if tokens.assignment is None else tokens.assignment.to(device)
-        self.steps = [
-            replace(step, view=step.view.to(device), anchors=None if step.anchors is None else step.anchors.to(device))
-            for step in self.steps
-        ]
+        self.steps = [step.to(device) for step in self.steps]
+        self.inside_step = None if self.inside_step is None else self.inside_step.to(device)
 
 
 @dataclass
@@ -139,6 +144,8 @@ def place(encoded: Sequence[EncodedSource], placeholder: torch.Tensor, kind: str
                         source.projected,
                         list(source.steps),
                         dict(source.memory),
+                        source.inside,
+                        source.inside_step,
                         sample,
                         part,
                     )

@@ -6,7 +6,7 @@ import torch
 
 from tokenzoo.host.prefill import Prefill
 from tokenzoo.host.prompt import PlacedSource
-from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
+from tokenzoo.method.trace import EncoderTrace, SampleTrace, SourceTrace, Trace
 from tokenzoo.method.workload import Source
 
 
@@ -62,9 +62,10 @@ def _grouped(rows: dict[int, list[int]]) -> list[tuple[list[int], list[int]]]:
 def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
     visual, tokens = source.visual, source.tokens
     steps = tuple(_counts(step.view, step.views) for step in source.steps)
+    encoder = _encoder(source)
     if tokens is None:
         counts = visual.source.view_tokens
-        return SourceTrace(visual.source, visual.grids, tuple(rows), _unreduced(visual.source), counts, steps)
+        return SourceTrace(visual.source, visual.grids, tuple(rows), _unreduced(visual.source), counts, steps, None, encoder)
     before_projector = source.projected is not None
     assert tokens.assignment is not None
     return SourceTrace(
@@ -75,7 +76,16 @@ def _source(source: PlacedSource, rows: list[int]) -> SourceTrace:
         view_counts=_counts(tokens.view, len(tokens.grids)),
         steps=steps,
         assignment=tokens.assignment.tolist(),
+        encoder=encoder,
     )
+
+
+def _encoder(source: PlacedSource) -> EncoderTrace | None:
+    inside = source.inside
+    if inside is None:
+        return None
+    left_in = [-1] * (inside.views * inside.patches) if inside.left_in is None else inside.left_in.flatten().tolist()
+    return EncoderTrace(inside.layers, tuple(inside.cuts), left_in)
 
 
 def _unreduced(source: Source) -> int:

@@ -13,7 +13,8 @@ from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import BACKENDS
-from tokenzoo.host.prompt import Prompt
+from tokenzoo.host.prompt import KINDS, Prompt
+from tokenzoo.method.reducer import TokenReducer
 
 
 def check_own_pruning(model: Module) -> None:
@@ -95,6 +96,36 @@ def check_cache(cache: Any) -> None:
     raise UnsupportedError(
         f"A method is to choose what stays or is read in the KV cache, and this is {what}. Use the default dynamic cache."
     )
+
+
+def check_encoder(family: Family, model: Module, methods: Sequence[TokenReducer]) -> None:
+    """Methods that act inside the encoder need layers of a known form, whose patches go on as a list without a grid."""
+    name, kind = methods[0].name, model.config.model_type
+    layers = family.encoder_layers(model)
+    if family.encoder_mlp(layers[0]) is None:
+        raise UnsupportedError(
+            f"'{name}' acts inside the vision encoder, and the layers of a '{kind}' model's encoder are not known to let tokens "
+            "leave (windows, or another form than CLIP's and SigLIP's). Take a method that acts behind the encoder."
+        )
+    if any(family.patches_per_side(model, one) != 1 for one in KINDS):
+        raise UnsupportedError(
+            f"'{name}' acts inside the vision encoder, and a '{kind}' model joins neighbouring patches on their grid behind it; "
+            "what is left is no grid. Take a method that acts behind the encoder."
+        )
+    if not isinstance(getattr(model.config, "vision_feature_layer", -1), int):
+        raise UnsupportedError(
+            f"'{name}' acts inside the vision encoder, and this model puts the features of several of its layers together, which "
+            "hold different tokens then. Take a method that acts behind the encoder."
+        )
+    backend = model.config.vision_config._attn_implementation
+    masked = any(
+        method.proportional_attention or None in method.encoder_kept(0, family.architecture(model)).values() for method in methods
+    )
+    if masked and backend not in BACKENDS:
+        raise UnsupportedError(
+            f"'{name}' weighs keys inside the vision encoder by an additive mask, which '{backend}' attention does not take. "
+            "Load the model with attn_implementation='sdpa' or 'eager'."
+        )
 
 
 def check_generation(model: Module, args: Sequence[Any], options: dict[str, Any], reads: bool) -> None:

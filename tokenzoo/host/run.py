@@ -16,6 +16,7 @@ from tokenzoo.host.adapter import fault
 from tokenzoo.host.batch import Layout
 from tokenzoo.host.cache import CacheView, Queries, Reading, cut
 from tokenzoo.host.decoding import DecodingStep
+from tokenzoo.host.encoder_reduction import EncoderReduction
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import LayerTypes, read_masks
@@ -64,7 +65,13 @@ class Run:
         self.vision: VisionWatch | None = None
         if self.root is not None:
             reduce = methods.reduce_early if methods.reduces_early else None
-            self.vision = VisionWatch(family, model, methods.encoder_layers, reduce)
+            inner = None
+            if methods.in_encoder:
+                proportional = any(method.proportional_attention for method in methods.in_encoder)
+                refusals.check_encoder(family, model, methods.in_encoder)
+                inner = EncoderReduction(family, model, methods.encoder_halves, proportional, methods.reduce_encoder)
+            number = methods.encoder_method if methods.in_encoder else 0
+            self.vision = VisionWatch(family, model, methods.encoder_layers, reduce, inner, number)
 
     def _queries(self, index: int, rows: int) -> Queries:
         return Queries(self.family, self.decoder.layers[index], rows)

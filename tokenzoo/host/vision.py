@@ -19,8 +19,9 @@ import torch
 
 from tokenzoo.host.adapter import before_projector, fault
 from tokenzoo.host.encoder import EncoderRecord, RecordedEncoder
-from tokenzoo.host.family import Family, Module
-from tokenzoo.host.prompt import KINDS, EncodedSource
+from tokenzoo.host.encoder_reduction import EncoderReduction, visual_views
+from tokenzoo.host.family import Family, Module, VisualSource
+from tokenzoo.host.prompt import KINDS, EncodedSource, EntryRecord
 from tokenzoo.method.visual_tokens import VisualTokens
 
 #: Lets the methods that act before the projector reduce one source; notes in it what each of them left.
@@ -28,10 +29,22 @@ Reduce = Callable[[EncodedSource, VisualTokens], None]
 
 
 class VisionWatch:
-    """The encoded sources of the call under way, by kind; with `reduce`, reduced before the projector."""
+    """The encoded sources of the call under way, by kind; with `reduce`, reduced before the projector.
 
-    def __init__(self, family: Family, model: Module, encoder_layers: Sequence[int], reduce: Reduce | None) -> None:
+    `inner`: lets methods reduce them inside the encoder; `inner_method` is the number of the one whose positions hold behind it.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        model: Module,
+        encoder_layers: Sequence[int],
+        reduce: Reduce | None,
+        inner: EncoderReduction | None = None,
+        inner_method: int = 0,
+    ) -> None:
         self.family, self.model, self.reduce, self.encoder_layers = family, model, reduce, encoder_layers
+        self.inner, self.inner_method = inner, inner_method
         self.encoded: dict[str, list[EncodedSource]] = {}
         self.current: list[EncodedSource] | None = None
         self.record = EncoderRecord()
@@ -50,6 +63,8 @@ class VisionWatch:
             projector = self.family.projector(self.model)
             keep(projector.register_forward_pre_hook(self._before_projector).remove)
             keep(projector.register_forward_hook(self._after_projector).remove)
+        if self.inner is not None:
+            self.inner.attach(keep)
         for layers, index in product(self.family.encoder_stacks(self.model) if self.encoder_layers else (), self.encoder_layers):
             keep(layers[index].register_forward_pre_hook(self._arguments(index), with_kwargs=True).remove)
             keep(layers[index].register_forward_hook(self._output(index)).remove)
@@ -73,10 +88,17 @@ class VisionWatch:
             )
             for number, visual in enumerate(visuals)
         ]
+        if self.inner is not None:
+            self.record.weighed = self.inner.begin(self.current)
+            for source in self.current:
+                assert source.encoder is not None
+                source.encoder.inside = source.inside
         try:
             output = original(*args, **kwargs)
         finally:
             self.current = None
+            if self.inner is not None:
+                self.inner.end()
         self._check_count(kind, sum(len(visual.view_of_token) for visual in visuals), output)
         return output
 
@@ -127,23 +149,9 @@ class VisionWatch:
         assert self.reduce is not None
         visuals = [source.visual for source in self.current]
         events, self.beside = [], []
-        for source, features in zip(self.current, self.family.split_features(self.model, args[0], visuals), strict=True):
-            through = source.visual.through(features.device)
-            self.beside.append(features[:0] if through is None else features[through[1]])
-            features = features if through is None else features[through[0]]
-            grids = source.visual.encoder_grids
-            sizes = torch.tensor([height * width for height, width in grids])
-            tokens = VisualTokens(
-                kind=source.visual.kind,
-                features=features,
-                view=torch.arange(len(grids)).repeat_interleave(sizes).to(features.device),
-                grids=grids,
-                memory=source.memory,
-                early=True,
-                has_cls=source.has_cls,
-                encoder=source.encoder,
-                tiles=source.visual.tiles,
-            )
+        for source, (features, beside) in zip(self.current, self._split(args[0], visuals), strict=True):
+            self.beside.append(beside)
+            tokens = self._tokens(source, features)
             self.reduce(source, tokens)
             events.append(tokens)
         if all(tokens.anchors is None for tokens in events):
@@ -153,9 +161,64 @@ class VisionWatch:
                 everything = torch.arange(len(tokens.features), device=tokens.features.device)
                 tokens.anchors = tokens.assignment = everything
             source.tokens = tokens
-        self.reduced_input = args[0]
+        self.reduced_input = self._unreduced(args[0], visuals)
         self.left = torch.cat([part for tokens, cls in zip(events, self.beside, strict=True) for part in (tokens.features, cls)])
         return (self.family.projector_input(self.model, self.left),)
+
+    def _split(self, features: torch.Tensor, visuals: Sequence[VisualSource]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each source's tokens, and the structural ones (CLS) that pass the projector beside them, from its input."""
+        assert self.current
+        if self._inside:
+            views = features.split([len(visual.encoder_grids) for visual in visuals])
+            first = [int(visual.source.through > 0) for visual in visuals]
+            ends = [cls + source.inside.tokens for cls, source in zip(first, self.current, strict=True) if source.inside]
+            return [
+                (own[:, cls:end].flatten(0, 1), own[:, :cls].flatten(0, 1))
+                for own, cls, end in zip(views, first, ends, strict=True)
+            ]
+        pieces = []
+        for part, visual in zip(self.family.split_features(self.model, features, visuals), visuals, strict=True):
+            through = visual.through(part.device)
+            pieces.append((part, part[:0]) if through is None else (part[through[0]], part[through[1]]))
+        return pieces
+
+    @property
+    def _inside(self) -> bool:
+        """Whether tokens of any source of the call left inside the encoder."""
+        return any(source.inside is not None and source.inside.anchors is not None for source in self.current or ())
+
+    def _tokens(self, source: EncodedSource, features: torch.Tensor) -> VisualTokens:
+        """One source's tokens before the projector, the encoder's reductions behind them."""
+        grids, inside = source.visual.encoder_grids, source.inside
+        counts = [height * width for height, width in grids]
+        tokens = VisualTokens(
+            kind=source.visual.kind,
+            features=features,
+            view=torch.arange(len(grids)).repeat_interleave(torch.tensor(counts)).to(features.device),
+            grids=grids,
+            memory=source.memory,
+            early=True,
+            has_cls=source.has_cls,
+            encoder=source.encoder,
+            tiles=source.visual.tiles,
+        )
+        if inside is None or inside.anchors is None or inside.assignment is None:
+            return tokens
+        number = torch.arange(inside.views, device=features.device)[:, None]
+        goes = inside.assignment.to(features.device)
+        tokens.anchors = (inside.anchors.to(features.device) + number * inside.patches).flatten()
+        tokens.assignment = torch.where(goes < 0, -1, goes + number * inside.tokens).flatten()
+        tokens.view, tokens.counts = tokens.view[tokens.anchors], [inside.tokens] * inside.views
+        tokens.checks = inside.checks
+        source.inside_step = EntryRecord(self.inner_method, tokens.view, len(grids), tokens.anchors)
+        return tokens
+
+    def _unreduced(self, features: torch.Tensor, visuals: Sequence[VisualSource]) -> torch.Tensor:
+        """The projector's input, or a tensor of the shape that it would have if nothing had left inside the encoder."""
+        if not self._inside:
+            return features
+        (rows,) = {int(visual.source.through > 0) + visual_views(visual)[1] for visual in visuals}
+        return features.new_zeros(1).expand(len(features), rows, features.shape[-1])
 
     def _after_projector(self, module: Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Keep the projected tokens for the decoder's input; return the stand-in."""

@@ -1,7 +1,7 @@
 """What methods cost, from their declarations: who is given how many tokens and leaves how many, in the order in which they run.
 
-One walk serves one method and several: a later one sees what the earlier ones left. All reductions before the
-projector come first, then those before the LLM, then those inside it.
+One walk serves one method and several: a later one sees what the earlier ones left. All reductions inside the encoder
+come first, then those before the projector, those before the LLM, and those inside it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenzoo.errors import UnsupportedError, UserError
-from tokenzoo.method.reduction import HALVES, DataDependentError
-from tokenzoo.method.workload import Architecture, RecordedSource, Source, Workload
+from tokenzoo.method.reduction import HALVES, ActsAfter, DataDependentError
+from tokenzoo.method.workload import Architecture, EncoderCut, RecordedSource, Source, Workload
 
 if TYPE_CHECKING:
     from tokenzoo.method.reducer import TokenReducer
@@ -21,10 +21,28 @@ Methods = Sequence["TokenReducer"]
 
 
 @dataclass(frozen=True)
+class EncoderStep:
+    """One method's reduction of one image or video in an encoder layer: patches of each view before and after it."""
+
+    method: TokenReducer
+    layer: int
+    after: ActsAfter
+    views: tuple[int, ...]
+    left: tuple[int, ...]
+    free: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether the method is asked, as in `EntryStep`."""
+        return self.free or sum(self.left) < sum(self.views)
+
+
+@dataclass(frozen=True)
 class EntryStep:
     """One method's reduction of one image or video before the LLM.
 
     `views`: tokens of each view that it is given; `left`: of each view afterwards, or of all together as one number.
+    `encoder`: what left inside the encoder before.
     """
 
     method: TokenReducer
@@ -32,6 +50,7 @@ class EntryStep:
     views: tuple[int, ...]
     left: tuple[int, ...]
     free: bool = False
+    encoder: tuple[EncoderStep, ...] = ()
 
     @property
     def acts(self) -> bool:
@@ -41,11 +60,17 @@ class EntryStep:
 
 @dataclass(frozen=True)
 class EntryAccount:
-    """What becomes of one image or video before the LLM: tokens through the projector, into the LLM, the steps between."""
+    """What becomes of one image or video before the LLM: tokens through the projector, into the LLM, the steps inside the
+    encoder and behind it."""
 
     projected: int
     entered: int
     steps: tuple[EntryStep, ...]
+    encoder: tuple[EncoderStep, ...] = ()
+
+    def encoder_cuts(self, views: int) -> list[tuple[EncoderCut, ...]]:
+        """Where how many patches of each of the `views` are left."""
+        return [tuple(EncoderCut(step.layer, step.after, step.left[view]) for step in self.encoder) for view in range(views)]
 
 
 def promised(method: TokenReducer, views: tuple[int, ...], source: Source, architecture: Architecture) -> tuple[int, ...] | None:
@@ -63,8 +88,13 @@ def promised(method: TokenReducer, views: tuple[int, ...], source: Source, archi
     return counts
 
 
-def check_whole(method: TokenReducer, untouched: bool) -> None:
-    """Raise UnsupportedError where a method that needs whole views comes after another one."""
+def check_whole(method: TokenReducer, untouched: bool, encoder: bool = False) -> None:
+    """Raise UnsupportedError where a method that needs whole views comes after another one, be it inside the `encoder`."""
+    if method.whole_views and encoder:
+        raise UnsupportedError(
+            f"'{method.name}' needs whole views, but another method drops or merges patches inside the encoder, which comes "
+            "first whatever the order. Leave one of them out."
+        )
     if method.whole_views and not untouched:
         raise UnsupportedError(
             f"'{method.name}' needs whole views, but another method was first. Write it first: '{method.name}+…'."
@@ -72,12 +102,69 @@ def check_whole(method: TokenReducer, untouched: bool) -> None:
 
 
 def check_encoder(method: TokenReducer, architecture: Architecture) -> None:
-    """Raise UnsupportedError where a method reads the vision encoder of a model of which only the decoder is known."""
-    if not (architecture.encoder_layers and architecture.encoder_heads) and method.encoder_layers(architecture):
+    """Raise UnsupportedError where a method reads, or acts in, the encoder of a model of which only the decoder is known."""
+    if architecture.encoder_layers and architecture.encoder_heads:
+        return
+    if method.acts_in_encoder or method.encoder_layers(architecture):
+        does = "acts in" if method.acts_in_encoder else "reads"
         raise UnsupportedError(
-            f"'{method.name}' reads the vision encoder, and of '{architecture.name}' only the decoder is known. Choose an "
+            f"'{method.name}' {does} the vision encoder, and of '{architecture.name}' only the decoder is known. Choose an "
             "architecture with a vision tower; 'tokenzoo cost --list-architectures' lists them."
         )
+
+
+def encoder_counts(method: TokenReducer, patches: int, architecture: Architecture) -> Mapping[int, int | None]:
+    """What `encoder_kept` declares of a view; raises UserError for a layer or a count that cannot be."""
+    declared = method.encoder_kept(patches, architecture)
+    for layer, count in declared.items():
+        if not 0 <= layer <= architecture.feature_layer:
+            raise UserError(
+                f"'{method}' would act in encoder layer {layer}, but the features that go to the projector leave the encoder "
+                f"behind layer {architecture.feature_layer}. Run 'tokenzoo show {method.name}'."
+            )
+        if count is not None and count < min(1, patches):
+            raise UserError(
+                f"'{method}' promises to leave {count} of {patches} patches in encoder layer {layer}; one must remain."
+            )
+    return declared
+
+
+def encoder_steps(
+    methods: Methods, source: Source, architecture: Architecture, recorded: RecordedSource | None = None
+) -> tuple[EncoderStep, ...]:
+    """Follow one image or video through all methods that act inside the encoder."""
+    acting = [method for method in methods if method.acts_in_encoder]
+    for method in acting:
+        check_encoder(method, architecture)
+        if (source.merged or architecture.encoder_merge) > 1:
+            raise UnsupportedError(
+                f"'{method.name}' drops or merges patches inside the encoder of '{architecture.name}', which joins neighbouring "
+                "patches on their grid behind it; what is left is no grid. Take a method that acts behind the encoder."
+            )
+    if not acting:
+        return ()
+    views = source.before_projector
+    counts = [{patches: encoder_counts(method, patches, architecture) for patches in set(views)} for method in acting]
+    remembered = iter(recorded.encoder if recorded else ())
+    steps: list[EncoderStep] = []
+    present = views
+    for layer in range(architecture.feature_layer + 1):
+        for half in HALVES:
+            for method, declared in zip(acting, counts, strict=True):
+                if method.encoder_acts_after != half or not views or layer not in declared[views[0]]:
+                    continue
+                known, free = next(remembered, None), False
+                left: tuple[int, ...] = ()
+                for now, patches in zip(present, views, strict=True):
+                    count = declared[patches][layer]
+                    if count is None:
+                        count, free = known, True
+                    if count is None:
+                        raise DataDependentError(f"'{method.name}' keeps as many patches as the picture asks for.")
+                    left += (min(now, count),)
+                steps.append(EncoderStep(method, layer, half, present, left, free))
+                present = left
+    return tuple(steps)
 
 
 def entry_account(
@@ -90,12 +177,14 @@ def entry_account(
     entering = [method for method in methods if method.enters]
     early = [method for method in entering if method.early(source, architecture)]
     remembered = iter(recorded.steps if recorded else ())
-    views = source.before_projector
+    encoder = encoder_steps(methods, source, architecture, recorded)
+    views = encoder[-1].left if encoder else source.before_projector
+    inside = any(step.acts for step in encoder)
     steps: list[EntryStep] = []
     for phase in (early, [method for method in entering if method not in early]):
         is_early = phase is early
         for method in phase:
-            check_whole(method, untouched=not any(step.acts for step in steps))
+            check_whole(method, not any(step.acts for step in steps), inside)
             views = _known(views, steps, method)
             known = next(remembered, None)
             left = promised(method, views, source, architecture)
@@ -104,13 +193,13 @@ def entry_account(
                 left = known
             if left is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-            steps.append(EntryStep(method, is_early, views, left, free))
+            steps.append(EntryStep(method, is_early, views, left, free, encoder if inside else ()))
             views = left if sum(left) < sum(views) else views
         if is_early:
-            projected, cut = sum(views), any(step.acts for step in steps)
+            projected, cut = sum(views), inside or any(step.acts for step in steps)
             views = views if cut else source.view_tokens
     structural = structural_left(source) if cut else source.structural
-    return EntryAccount(projected + source.through, sum(views) + structural, tuple(steps))
+    return EntryAccount(projected + source.through, sum(views) + structural, tuple(steps), encoder)
 
 
 def _known(views: tuple[int, ...], steps: Sequence[EntryStep], method: TokenReducer) -> tuple[int, ...]:
@@ -376,6 +465,13 @@ def _read_flops(
     return _counted().read_flops(method, choices, tokens, step, workload) if known is None else known
 
 
+def encoder_cuts(methods: Methods, workload: Workload) -> list[tuple[EncoderCut, ...]]:
+    """For each view of the workload, source after source, where inside the encoder how many of its patches are left."""
+    accounts = entry_accounts(methods, workload)
+    pairs = zip(workload.sources, accounts, strict=True)
+    return [cuts for source, account in pairs for cuts in account.encoder_cuts(len(source.before_projector))]
+
+
 def projector_tokens(methods: Methods, workload: Workload) -> int:
     """Visual tokens entering the projector."""
     return sum(account.projected for account in entry_accounts(methods, workload))
@@ -388,6 +484,9 @@ def overhead(methods: Methods, workload: Workload) -> int:
     flops = 0
     accounts = entry_accounts(methods, workload)
     for source, account in zip(workload.sources, accounts, strict=True):
+        for method in methods:
+            cuts = tuple(cut for cut in account.encoder if cut.method is method and cut.acts and any(cut.views))
+            flops += _counted().encoder_flops(method, cuts, source, workload) if cuts else 0
         for step in account.steps:
             if step.acts:
                 flops += _reduce_flops(step, source, workload)
@@ -423,7 +522,7 @@ def _pick_flops(method: TokenReducer, entered: int, steps: Sequence[tuple[int, i
 
 def _reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     known = step.method.reduce_flops(step.views, step.left, source, workload.architecture)
-    if known is not None:
+    if known is not None and not step.encoder:  # a closed form is told of whole encoders alone
         return known
     check_encoder(step.method, workload.architecture)
     return _counted().reduce_flops(step, source, workload)
@@ -437,7 +536,9 @@ def _counted():  # type: ignore[no-untyped-def]
 
 
 #: A picture and a video of no model in particular, to see whether a method's counts need to look at them.
-_PROBE = Architecture("probe", 64, 32, 4, 4, 128, 100, encoder_hidden=32, encoder_layers=24, encoder_heads=4, has_cls=True)
+_PROBE = Architecture(
+    "probe", 64, 32, 4, 4, 128, 100, encoder_hidden=32, encoder_layers=24, encoder_heads=4, feature_layer=22, has_cls=True
+)
 
 
 def is_fixed(methods: Methods) -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenzoo.method import ops
-from tokenzoo.method.accounting import CacheStep, EntryStep
+from tokenzoo.method.accounting import CacheStep, EncoderStep, EntryStep
 from tokenzoo.method.cached_layer import CachedLayer, CacheRead
 from tokenzoo.method.decoder_layer import DecoderLayer, Places
+from tokenzoo.method.encoder_layer import EncoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.visual_tokens import Queries, VisualTokens
@@ -31,7 +32,8 @@ _counted: dict[Any, int] = {}
 def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     """Matrix products of one `reduce` on one image or video."""
     method, text = step.method, _Text(workload)
-    key = (type(method), str(method), step.early, step.views, step.left, source, workload.architecture)
+    cuts = tuple((cut.layer, cut.after, cut.left) for cut in step.encoder)
+    key = (type(method), str(method), step.early, step.views, step.left, source, workload.architecture, cuts)
     if key in _counted:  # it read no text, so a longer one costs no more
         return _counted[key]
     flops = _count(
@@ -41,6 +43,37 @@ def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     if not text.read:
         _counted[key] = flops
     return flops
+
+
+def encoder_flops(method: TokenReducer, steps: tuple[EncoderStep, ...], source: Source, workload: Workload) -> int:
+    """Matrix products of all of a method's `encoder_pick` on one image or video, which share its memory."""
+    places = tuple((step.layer, step.after, step.views, step.left, step.free) for step in steps)
+    architecture = workload.architecture
+
+    def run() -> None:
+        memory: dict[str, Any] = {}
+        for layer, after, views, left, free in places:
+            for now, then in dict.fromkeys(zip(views, left, strict=True)):
+                if not now or (now == then and not free):
+                    continue
+                alike = sum(pair == (now, then) for pair in zip(views, left, strict=True))
+                head = architecture.encoder_hidden // architecture.encoder_heads
+                event = EncoderLayer(
+                    index=layer,
+                    num_layers=architecture.encoder_layers,
+                    after=after,
+                    hidden_states=stand_in(alike, now, architecture.encoder_hidden),
+                    sizes=torch.ones(alike, now),
+                    patches=source.before_projector[views.index(now)],
+                    has_cls=architecture.has_cls,
+                    projected_keys=lambda shape=(alike, now, head): stand_in(*shape),  # type: ignore[misc]
+                    memory=memory,
+                    architecture=architecture,
+                    kind=source.kind,
+                )
+                method.encoder_pick(event, then)
+
+    return _count((type(method), str(method), places, source.before_projector, source.kind, architecture), run)
 
 
 def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, int], ...], workload: Workload) -> int:
@@ -147,7 +180,7 @@ def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _
         early=step.early,
         left=step.left,
         has_cls=architecture.has_cls,
-        encoder=_Encoder(source, architecture, total),
+        encoder=_Encoder(source, architecture, total, step.encoder),
         text=None if step.early else text,
         anchors=None if step.views == whole else torch.arange(total),
         architecture=architecture,
@@ -157,8 +190,8 @@ def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _
 class _Encoder:
     """The encoder's signals by shape alone."""
 
-    def __init__(self, source: Source, architecture: Architecture, tokens: int) -> None:
-        self.source, self.architecture, self.tokens = source, architecture, tokens
+    def __init__(self, source: Source, architecture: Architecture, tokens: int, cuts: tuple[EncoderStep, ...] = ()) -> None:
+        self.source, self.architecture, self.tokens, self.cuts = source, architecture, tokens, cuts
         self.cls = int(architecture.has_cls)
 
     def query_key(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +201,9 @@ class _Encoder:
 
     def attention(self, layer: int, queries: Queries, early: bool) -> torch.Tensor:
         heads = self.architecture.encoder_heads
-        for rows in self.source.encoder_rows(self.architecture):
+        before = [cut.left for cut in self.cuts if cut.layer < layer % self.architecture.encoder_layers]
+        rows_of = [self.cls + left for left in before[-1]] if before else self.source.encoder_rows(self.architecture)
+        for rows in rows_of:
             states = stand_in(1, heads, rows, self.architecture.encoder_hidden // heads)
             ops.encoder_attention(states, states, 1.0, queries)
         return torch.zeros(heads, self.tokens)

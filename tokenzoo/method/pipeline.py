@@ -9,7 +9,7 @@ from tokenzoo.errors import UserError
 from tokenzoo.method import accounting
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import UnreachableError
-from tokenzoo.method.workload import Architecture, Workload
+from tokenzoo.method.workload import Architecture, EncoderCut, Workload
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Pipeline:
     def decode_overhead(self, workload: Workload, steps: int) -> tuple[int, int]:
         """FLOPs of the methods' own matrix products in the first decoding step, and in `steps` of them."""
         return accounting.decode_overhead(self.reducers, workload, steps)
+
+    def encoder_cuts(self, workload: Workload) -> list[tuple[EncoderCut, ...]]:
+        """For each view of the workload where inside the encoder how many of its patches are left."""
+        return accounting.encoder_cuts(self.reducers, workload)
 
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""

@@ -11,13 +11,14 @@ from tokenzoo.errors import UnsupportedError
 from tokenzoo.method import accounting, ops, parameters
 from tokenzoo.method.reduction import ActsAfter, PositionPolicy, Reduction, UnreachableError
 from tokenzoo.method.validation import InvalidReductionError
-from tokenzoo.method.workload import Architecture, Source, Workload
+from tokenzoo.method.workload import Architecture, EncoderCut, Source, Workload
 
 if TYPE_CHECKING:
     import torch
 
     from tokenzoo.method.cached_layer import CachedLayer, CacheRead
     from tokenzoo.method.decoder_layer import DecoderLayer
+    from tokenzoo.method.encoder_layer import EncoderLayer
     from tokenzoo.method.visual_tokens import VisualTokens
 
 
@@ -28,6 +29,7 @@ class TokenReducer:
     Subclass it as a dataclass; the fields are the parameters, checked against their type hints (pydantic's rules,
     so `Annotated[int, Field(ge=1)]` bounds a value).
 
+    **Inside the vision encoder**: `encoder_kept` declares in which layers how many patches remain, `encoder_pick` decides which.
     **Before the LLM**: `left` declares how many tokens of an image or video remain, `reduce` decides which.
     **Inside the LLM**: `kept` declares after which decoder layers how many remain, `score` (or `pick`) decides which. With
     `acts_after = "attention"` that is between the attention of those layers and their MLP, and before layer 0.
@@ -53,6 +55,10 @@ class TokenReducer:
     #: What of a layer named by `kept` has run when tokens leave: all of it, or "attention" alone, so that its own MLP
     #: already works on what is left.
     acts_after: ClassVar[ActsAfter] = "layer"
+    #: The same of an encoder layer named by `encoder_kept`: its attention alone, or the whole "layer".
+    encoder_acts_after: ClassVar[ActsAfter] = "attention"
+    #: True where later encoder layers add log(size) to the logits of each token's key: ToMe's proportional attention.
+    proportional_attention: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         parameters.validate(self)
@@ -74,6 +80,24 @@ class TokenReducer:
         that were made so. The processor then decides how many tokens there are.
         """
         return 1.0
+
+    # --- inside the vision encoder ------------------------------------------------------------------------------
+
+    def encoder_kept(self, patches: int, architecture: Architecture) -> Mapping[int, int | None]:
+        """In which encoder layers how many of a view's `patches` remain; CLS is in no count.
+
+        The layers (from 0, up to `architecture.feature_layer`) must not depend on `patches`. None: the picture decides, for
+        all views of an image or video alike. Encoders whose patches are joined on their grid behind them are refused.
+        """
+        return {}
+
+    def encoder_pick(self, layer: EncoderLayer, count: int | None) -> torch.Tensor | Reduction:
+        """Choose `count` tokens of each view: kept indices [views, count] in their new order, or a Reduction of them, whose
+        tensors have a leading dimension for the views.
+
+        They go on in this order, behind the CLS token. Not asked for where every token remains.
+        """
+        raise NotImplementedError
 
     # --- before the LLM -----------------------------------------------------------------------------------------
 
@@ -179,13 +203,13 @@ class TokenReducer:
 
     @property
     def entry_positions(self) -> PositionPolicy:
-        """Position ids after the reduction before the LLM: the parameter `position` where there is one, else renumbered."""
+        """Position ids after the reductions ahead of the LLM: the parameter `position` where there is one, else renumbered."""
         return getattr(self, "position", "renumber")
 
     @property
     def layer_positions(self) -> PositionPolicy:
         """Position ids after a reduction inside the LLM: kept, or by `position` of a method that acts only there."""
-        return "keep" if self.enters else getattr(self, "position", "keep")
+        return "keep" if self.enters or self.acts_in_encoder else getattr(self, "position", "keep")
 
     @property
     def cache_positions(self) -> PositionPolicy:
@@ -247,8 +271,18 @@ class TokenReducer:
         return getattr(type(self), name) is not getattr(TokenReducer, name)
 
     @property
+    def acts(self) -> bool:
+        """Whether it acts anywhere."""
+        return self.acts_in_encoder or self.enters or self.acts_inside or self.caches or self.reads
+
+    @property
+    def acts_in_encoder(self) -> bool:
+        """Whether it acts inside the vision encoder."""
+        return self.implements("encoder_kept")
+
+    @property
     def enters(self) -> bool:
-        """Whether it acts before the LLM."""
+        """Whether it acts between the encoder and the LLM."""
         return self.implements("reduce")
 
     @property
@@ -297,6 +331,10 @@ class TokenReducer:
     def decode_overhead(self, workload: Workload, steps: int) -> tuple[int, int]:
         """FLOPs of the method's own matrix products in the first decoding step, and in `steps` of them."""
         return accounting.decode_overhead([self], workload, steps)
+
+    def encoder_cuts(self, workload: Workload) -> list[tuple[EncoderCut, ...]]:
+        """For each view of the workload where inside the encoder how many of its patches are left."""
+        return accounting.encoder_cuts([self], workload)
 
     def projector_tokens(self, workload: Workload) -> int:
         """Visual tokens entering the projector."""

@@ -12,12 +12,20 @@ from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import HALVES
 
-#: The decisions of a method: what it does to tokens.
-DECISIONS = ("reduce", "pick", "pick_cached", "pick_read")
+#: The decisions of a method, what it does to tokens, and what tells whether it takes each.
+DECISIONS = {
+    "encoder_pick": "acts_in_encoder",
+    "reduce": "enters",
+    "pick": "acts_inside",
+    "pick_cached": "caches",
+    "pick_read": "reads",
+}
 #: Every method of TokenReducer that a method may override, in the order of the documentation.
 OVERRIDABLE = (
     "check",
     "check_model",
+    "encoder_kept",
+    "encoder_pick",
     "early",
     "left",
     "reduce",
@@ -40,10 +48,9 @@ OVERRIDABLE = (
 )
 
 
-def decisions(reducer: TokenReducer) -> list[str]:
-    """The decisions that a method is asked for."""
-    acts = (reducer.enters, reducer.acts_inside, reducer.caches, reducer.reads)
-    return [decision for decision, asked in zip(DECISIONS, acts, strict=True) if asked]
+def decisions(method: TokenReducer) -> list[str]:
+    """The decisions that a method takes, in the order of a forward pass."""
+    return [decision for decision, taken in DECISIONS.items() if getattr(method, taken)]
 
 
 class InvalidMethodError(UserError):

@@ -8,9 +8,23 @@ from pathlib import Path
 
 from tokenzoo.errors import UserError
 from tokenzoo.method.reduction import HALVES, ActsAfter
-from tokenzoo.method.workload import Source
+from tokenzoo.method.workload import EncoderCut, Source
 
 FORMAT = 2
+
+
+@dataclass
+class EncoderTrace:
+    """What became of one image's or video's patches inside an encoder of `layers` layers.
+
+    `cuts`: for each half of a layer after which a method was asked, in order, how many patches of each view were left.
+    `left_in`: for each patch (views one after another) the encoder layer in which it was dropped or became part of another
+    one's token, -1 where it has a token to the end.
+    """
+
+    layers: int
+    cuts: tuple[EncoderCut, ...]
+    left_in: list[int]
 
 
 @dataclass
@@ -20,6 +34,7 @@ class SourceTrace:
     `grids` are the (height, width) of each view in the tokens that were reduced first; `assignment` says for each of
     these tokens (views one after another) which entry row of the source it went into, -1 where it was dropped, and
     None where nothing was reduced before the LLM. `steps`: the tokens of each view that each method left, in order.
+    `encoder`: what left inside the encoder; None where no method acts there.
     """
 
     source: Source
@@ -29,6 +44,7 @@ class SourceTrace:
     view_counts: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...] = ()
     assignment: list[int] | None = None
+    encoder: EncoderTrace | None = None
 
 
 @dataclass
@@ -184,4 +200,11 @@ def _source(data: dict) -> SourceTrace:
         view_counts=tuple(data["view_counts"]),
         steps=tuple(tuple(step) for step in data["steps"]),
         assignment=data["assignment"],
+        encoder=_encoder(data.get("encoder")),
     )
+
+
+def _encoder(data: dict | None) -> EncoderTrace | None:
+    if data is None:
+        return None
+    return EncoderTrace(data["layers"], tuple(EncoderCut(*cut) for cut in data["cuts"]), data["left_in"])

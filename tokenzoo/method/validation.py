@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,22 +51,23 @@ def check_reduction(
 ) -> Tensor:
     """Raise InvalidReductionError unless `result` is a valid reduction of `tokens` [count, width]; return its indices.
 
+    With a leading dimension of views, [views, count, width], each view's indices are its own.
     On an accelerator indices are held within range until `checks` are settled: there a wrong one would end the process.
     """
 
     def fail(problem: str) -> None:
         raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
 
-    count = len(tokens)
+    count, views = tokens.shape[-2], list(tokens.shape[:-2])
     merged = isinstance(result, Reduction)
     index = result.anchors if isinstance(result, Reduction) else result
     if not isinstance(index, torch.Tensor):
         fail(f"must return an index tensor, a Reduction or None, not {type(index).__name__}.")
-    check_index_tensor(index, tokens.device, fail)
+    check_index_tensor(index, tokens.device, fail, views)
     if not index.is_meta:
         check_values(index, count, unique_anchors or not merged, fail, checks)
     if isinstance(result, Reduction):
-        check_features(result.features, len(index), tokens, fail, checks)
+        check_features(result.features, list(index.shape), tokens, fail, checks)
     return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
 
 
@@ -84,10 +85,11 @@ def check_indices(index: Tensor, count: int, device: torch.device, method: str, 
     return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
 
 
-def check_index_tensor(index: Tensor, device: torch.device, fail: Callable[[str], None]) -> None:
-    """Long, of one dimension, beside the tokens."""
-    if index.dtype != torch.long or index.ndim != 1:
-        fail(f"kept indices must be a long tensor [kept], not {index.dtype} {list(index.shape)}.")
+def check_index_tensor(index: Tensor, device: torch.device, fail: Callable[[str], None], views: Sequence[int] = ()) -> None:
+    """Long, of one dimension (behind that of the views), beside the tokens."""
+    if index.dtype != torch.long or index.ndim != 1 + len(views) or list(index.shape[:-1]) != list(views):
+        wanted = f"[{views[0]} views, kept]" if views else "[kept]"
+        fail(f"kept indices must be a long tensor {wanted}, not {index.dtype} {list(index.shape)}.")
     if index.device != device:
         fail(f"kept indices lie on {index.device}, the tokens on {device}.")
 
@@ -100,26 +102,26 @@ def check_count(left: int, count: int | None, method: str, where: str) -> None:
 
 def check_values(index: Tensor, count: int, unique: bool, fail: Callable[[str], None], checks: Checks) -> None:
     """Indices within range and, where they must be, different from each other."""
-    ascending = index.sort().values
+    ascending = index.sort(-1).values
     outside = ((ascending < 0) | (ascending >= count)).any()
-    twice = (ascending[1:] == ascending[:-1]).any() if unique else outside
+    twice = (ascending[..., 1:] == ascending[..., :-1]).any() if unique else outside
 
     def explain() -> None:
         if bool(outside):
-            fail(f"kept index {int(ascending[0])}..{int(ascending[-1])} is out of range: {count} visual tokens were given.")
+            fail(f"kept index {int(index.min())}..{int(index.max())} is out of range: {count} visual tokens were given.")
         fail("the same token is kept twice.")
 
     checks.expect_not(outside | twice, explain)
 
 
-def check_features(features: Tensor, kept: int, tokens: Tensor, fail: Callable[[str], None], checks: Checks) -> None:
-    """Merged features of the right shape and type, all finite, no more than there were."""
-    count, width = tokens.shape
-    if tuple(features.shape) != (kept, width):
-        fail(f"features have shape {list(features.shape)}, expected [{kept}, {width}].")
+def check_features(features: Tensor, kept: list[int], tokens: Tensor, fail: Callable[[str], None], checks: Checks) -> None:
+    """Merged features of the right shape ([*kept, width]) and type, all finite, no more than there were."""
+    count, width = tokens.shape[-2:]
+    if list(features.shape) != [*kept, width]:
+        fail(f"features have shape {list(features.shape)}, expected {[*kept, width]}.")
     if features.dtype != tokens.dtype:
         fail(f"features are {features.dtype}, the tokens {tokens.dtype}.")
-    if kept > count:
-        fail(f"{kept} tokens were made of {count}: a reduction cannot grow.")
+    if kept[-1] > count:
+        fail(f"{kept[-1]} tokens were made of {count}: a reduction cannot grow.")
     if not features.is_meta:
         checks.expect_not(~torch.isfinite(features).all(), lambda: fail("features hold NaN or infinity."))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from tokenzoo.method.reduction import ActsAfter
+from tokenzoo.method.reduction import HALVES, ActsAfter
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,33 @@ class Source:
         return [architecture.has_cls + patches * tokens for tokens in self.before_projector]
 
 
+class EncoderCut(NamedTuple):
+    """How many patches of each view are left after a half of an encoder layer: its attention, or the whole layer."""
+
+    layer: int
+    after: ActsAfter
+    left: int
+
+
+def patches_behind(cuts: tuple[EncoderCut, ...], patches: int, layer: int, after: ActsAfter = "layer") -> int:
+    """How many of a view's `patches` are left after a half of a layer; after layer -1 all are."""
+    present = patches
+    for cut in cuts:
+        if (cut.layer, HALVES.index(cut.after)) <= (layer, HALVES.index(after)):
+            present = min(present, cut.left)
+    return present
+
+
 @dataclass(frozen=True)
 class RecordedSource:
     """What a recorded run made of one image or video before the LLM.
 
     `steps`: for each method that acts before the LLM, in the order in which they ran, the tokens of each view that it left.
+    `encoder`: for each half of an encoder layer after which a method was asked, in order, the patches of each view left.
     """
 
     steps: tuple[tuple[int, ...], ...] = ()
+    encoder: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

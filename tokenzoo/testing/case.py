@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from tokenzoo.application import family_of
 from tokenzoo.host.family import LINEAR, Family
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import Trace
+from tokenzoo.testing.encoder import entering_views
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.inputs import words
 from tokenzoo.testing.oracle import FullPrompt, full_prompt
-from tokenzoo.testing.recorder import Call, calls_of
+from tokenzoo.testing.recorder import Call, calls_of, encoder_calls_of
 
 NEW_TOKENS = 8
 #: Largest difference of two logits that count as equal, in float32 and float64.
@@ -51,6 +53,11 @@ class Case:
         recurrent = LINEAR in (getattr(self.decoder.config, "layer_types", None) or ())
         return recurrent if self.model.dtype == torch.float32 else self.model.dtype != torch.float64
 
+    @cached_property
+    def entering_views(self) -> dict[str, torch.Tensor]:
+        """What enters the plain encoder, see `entering_views`; only methods that act inside it are compared with it."""
+        return entering_views(self.model, self.family, self.inputs)
+
 
 @torch.no_grad()
 def _rounding(case: Case) -> float:
@@ -70,7 +77,7 @@ class Outcome:
 
     `kv_lengths`: rows in each layer's KV cache; None where a layer has none.
     `entering`: for each sample and each of its images and videos the methods' calls before the LLM; `inside`: for each sample
-    those inside it.
+    those inside it; `encoder`, as `entering`: those inside the encoder.
     """
 
     trace: Trace
@@ -80,6 +87,7 @@ class Outcome:
     entry: torch.Tensor
     entering: list[list[list[Call]]]
     inside: list[list[Call]]
+    encoder: list[list[list[Call]]]
 
 
 @dataclass
@@ -124,6 +132,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
             prompt = running.prefill.prompt
             samples = range(len(trace.samples))
             entering = [[calls_of(source.memory) for source in prompt.of_sample(sample)] for sample in samples]
+            encoder = [[encoder_calls_of(source.memory) for source in prompt.of_sample(sample)] for sample in samples]
             inside = [calls_of(prompt.memory(sample)) for sample in samples]
     finally:
         handle.remove()
@@ -132,7 +141,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
         logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
     keys = [getattr(layer, "keys", None) for layer in cache.layers]
     lengths = [None if states is None else int(states.shape[-2]) for states in keys]
-    return Outcome(trace, logits, generated, lengths, seen[0], entering, inside)
+    return Outcome(trace, logits, generated, lengths, seen[0], entering, inside, encoder)
 
 
 def sample_rows(case: Case, count: int, length: int) -> slice:

@@ -14,7 +14,7 @@ import tokenzoo
 from tokenzoo.errors import UserError
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import UnreachableError
-from tokenzoo.method.signatures import check_class, decisions
+from tokenzoo.method.signatures import check_class
 from tokenzoo.models.checkpoint import check_device
 from tokenzoo.testing.case import EITHER_SIDE, Case, leftovers
 from tokenzoo.testing.contract import check_case
@@ -151,8 +151,7 @@ def _check_all(
                 result.findings += check_independence(method, family, place=place)
             result.findings += check_full_retention(method, family, place=place)
             result.findings += check_failure(method, family, place=place)
-    acts = bool(decisions(method))
-    if acts and not dropped and not result.findings and len(result.unsupported) < len(families):
+    if method.acts and not dropped and not result.findings and len(result.unsupported) < len(families):
         result.findings.append(Finding(1, "every family and case", "not one token was dropped; do its hooks act?"))
     if len(result.unsupported) == len(families):
         why = next(iter(result.unsupported.values()))

@@ -56,7 +56,7 @@ def check_case(case: Case, reducers: Sequence[TokenReducer]) -> Report:
     report.findings += structure
     if not structure:
         report.findings += check_promises(case, outcome, reducers)
-        report.findings += check_entry(case, outcome)
+        report.findings += check_entry(case, outcome, reducers)
         report.findings += check_logits(case, outcome, reducers)
     return report
 
@@ -69,7 +69,7 @@ def _offered(source: SourceTrace) -> int:
 
 def changed_inputs(case: Case, outcome: Outcome, before: dict[str, Any]) -> Iterator[Finding]:
     """A method must not write into what it was given."""
-    entering = [call for sources in outcome.entering for calls in sources for call in calls]
+    entering = [call for sources in (*outcome.encoder, *outcome.entering) for calls in sources for call in calls]
     for call in [*entering, *(call for calls in outcome.inside for call in calls)]:
         if call.changed:
             place = "reduce" if call.layer is None else f"{call.decision} (layer {call.layer})"

@@ -14,6 +14,7 @@ from tokenzoo.method.reduction import DataDependentError
 from tokenzoo.method.trace import SampleTrace
 from tokenzoo.method.workload import Workload
 from tokenzoo.testing.case import Case, Outcome, sample_rows
+from tokenzoo.testing.encoder import MaskedEncoder, masked_encoder
 from tokenzoo.testing.findings import Finding
 from tokenzoo.testing.oracle import has_keys, oracle_logits
 from tokenzoo.testing.oracle import layer_window as cache_window
@@ -132,37 +133,77 @@ def _promised(schedule: Callable[[Workload], list[int]], workload: Workload, sam
         return list(schedule(replace(workload, recorded=recorded_run(sample))))
 
 
-def check_entry(case: Case, outcome: Outcome) -> Iterator[Finding]:
-    """Every row that entered is the plain model's, or exactly what the method made of it."""
+def check_entry(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:
+    """Every row that entered is the plain model's, or exactly what the methods made of it."""
     counts = [len(sample.entry) for sample in outcome.trace.samples]
+    inside = _encoders(case, outcome, reducers)
     for index, sample in enumerate(outcome.trace.samples):
+        where = f"{case.where}, sample {index}"
         entered = outcome.entry[index, sample_rows(case, counts[index], max(counts))]
         full = case.prompt.embeddings[index][case.prompt.mask[index]]
         expected = full[torch.tensor(sample.entry, dtype=torch.long)].clone()
-        for source, calls in zip(sample.sources, outcome.entering[index], strict=True):
-            made = _made(case, calls)
+        for number, (source, calls) in enumerate(zip(sample.sources, outcome.entering[index], strict=True)):
+            encoder = inside.get((index, number))
+            if encoder is not None:
+                difference = max(encoder.difference, _unlike(case, encoder, calls))
+                if not difference <= case.tolerance:
+                    what = "inside or behind the encoder the method was shown other tokens than the oracle has, by"
+                    yield Finding(1, where, f"{what} {difference:.2g}.")
+            made = _made(case, calls, encoder)
             if made is not None:
                 if len(made) > len(source.rows):
-                    yield Finding(1, f"{case.where}, sample {index}", "the method's tokens are not all in the trace.")
+                    yield Finding(1, where, "the method's tokens are not all in the trace.")
                     return
                 expected[torch.tensor(source.rows[: len(made)], dtype=torch.long)] = made
+                if encoder is not None and source.source.through:  # CLS tokens saw what was left
+                    rows = torch.tensor(source.rows[len(made) :], dtype=torch.long)
+                    expected[rows] = _projected(case, encoder.features[:, 0])
         difference = (entered - expected).abs().amax().item() if len(entered) else 0.0
         if not difference <= case.tolerance:
             message = f"what entered the LLM differs from what the method returned by {difference:.2g}."
-            yield Finding(1, f"{case.where}, sample {index}", message)
+            yield Finding(1, where, message)
 
 
-def _made(case: Case, calls: Sequence[Call]) -> torch.Tensor | None:
+def _encoders(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> dict[tuple[int, int], MaskedEncoder]:
+    """For each sample and source of which patches left inside the encoder, the encoder's mask oracle."""
+    proportional = any(reducer.proportional_attention for reducer in reducers if reducer.acts_in_encoder)
+    stacks, used, found = case.family.encoder_stacks, {"image": 0, "video": 0}, {}
+    for index, sample in enumerate(outcome.trace.samples):
+        for number, (source, calls) in enumerate(zip(sample.sources, outcome.encoder[index], strict=True)):
+            kind, views = source.source.kind, len(source.source.before_projector)
+            first, used[kind] = used[kind], used[kind] + views
+            if calls:
+                entering = case.entering_views[kind][first : first + views]
+                stack = stacks(case.model)[-1 if kind == "video" else 0]
+                found[index, number] = masked_encoder(case.model, case.family, stack, entering, calls, proportional)
+    return found
+
+
+def _projected(case: Case, features: torch.Tensor) -> torch.Tensor:
+    projector = case.family.projector(case.model)
+    with torch.no_grad():
+        return case.family.projector_output(case.model, projector(case.family.projector_input(case.model, features)), features)
+
+
+def _behind(case: Case, encoder: MaskedEncoder) -> torch.Tensor:
+    """The tokens [tokens, width] of a source before the projector, CLS left out."""
+    return encoder.features[:, int(case.family.has_cls(case.model)) :].flatten(0, 1)
+
+
+def _unlike(case: Case, encoder: MaskedEncoder, calls: Sequence[Call]) -> float:
+    """By how much what the first method behind the encoder was given differs from what left it."""
+    if not calls:
+        return 0.0
+    behind = _behind(case, encoder)
+    behind = behind if calls[0].early else _projected(case, behind)
+    return (calls[0].features - behind).abs().max().item() if calls[0].features.shape == behind.shape else torch.inf
+
+
+def _made(case: Case, calls: Sequence[Call], encoder: MaskedEncoder | None) -> torch.Tensor | None:
     """What the methods made of one source before the LLM; None where they left it alone."""
     if not calls:
-        return None
-    made = calls[-1].output
-    if calls[-1].early:
-        projector = case.family.projector(case.model)
-        with torch.no_grad():
-            output = projector(case.family.projector_input(case.model, made))
-            made = case.family.projector_output(case.model, output, made)
-    return made
+        return None if encoder is None else _projected(case, _behind(case, encoder))
+    return _projected(case, calls[-1].output) if calls[-1].early else calls[-1].output
 
 
 def check_logits(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer]) -> Iterator[Finding]:

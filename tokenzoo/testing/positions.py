@@ -99,7 +99,11 @@ def _left(rows: list[int], visual: list[int], call: Call | None, count: int | No
 
 def _entry_numbers(case: Case, outcome: Outcome, index: int, reducers: Sequence[TokenReducer]) -> list[int] | None:
     """The position of each entry row counted from 0, where a method renumbered; None where every method keeps positions."""
-    sample, sources = outcome.trace.samples[index], outcome.entering[index]
+    sample = outcome.trace.samples[index]
+    sources = [
+        [*_behind_encoder(encoder, reducers), *calls]
+        for encoder, calls in zip(outcome.encoder[index], outcome.entering[index], strict=True)
+    ]
     order = [call.method for early in (True, False) for calls in sources for call in calls if call.early == early]
     acting = list(dict.fromkeys(sorted(order, key=lambda method: (order.index(method), method))))
     renumbering = [method for method in acting if reducers[method].entry_positions == "renumber"]
@@ -138,6 +142,20 @@ def _entry_numbers(case: Case, outcome: Outcome, index: int, reducers: Sequence[
             finals[row] = ("source", number, place if since is None else since[place])
     ranks = {key: rank for rank, (_, key) in enumerate(sorted(keys, key=lambda item: item[0]))}
     return [ranks[finals.get(row, ("text", row))] for row in range(len(sample.entry))]
+
+
+def _behind_encoder(calls: list[Call], reducers: Sequence[TokenReducer]) -> list[Call]:
+    """All calls inside the encoder as one of a method before the projector: of the last that renumbers, else of the last."""
+    if not calls:
+        return []
+    acting = [number for number, reducer in enumerate(reducers) if reducer.acts_in_encoder]
+    number = [*acting, *(number for number in acting if reducers[number].entry_positions == "renumber")][-1]
+    views, patches = calls[0].features.shape[:2]
+    anchors = torch.arange(patches).expand(views, -1)
+    for call in calls:
+        anchors = anchors.gather(1, call.result.anchors if isinstance(call.result, Reduction) else call.result)
+    flat = (anchors + patches * torch.arange(views)[:, None]).flatten()
+    return [Call(number, None, True, calls[-1].features, flat, [], "reduce")]
 
 
 def _run_start(columns: list[int], column: int) -> int:

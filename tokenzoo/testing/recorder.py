@@ -17,8 +17,9 @@ from tokenzoo.method.signatures import decisions
 class Call:
     """One decision of method number `method`: the visual tokens it was given, what it returned, which inputs it changed.
 
-    `layer`: the decoder layer at, after or after whose attention it decided (-1: before layer 0); None before the LLM. `early`:
-    before the projector. `features`: of a cache the numbers of the tokens alone.
+    `layer`: the decoder layer at, after or after whose attention it decided (-1: before layer 0), or the encoder layer, `after` a
+    half of it; None between encoder and LLM. `early`: before the projector. `features`: of a cache the numbers of the tokens
+    alone; inside the encoder features and result have a leading dimension for the views.
     """
 
     method: int
@@ -28,6 +29,7 @@ class Call:
     result: torch.Tensor | Reduction
     changed: list[str]
     decision: str
+    after: str | None = None
 
     @property
     def output(self) -> torch.Tensor:
@@ -42,20 +44,23 @@ class Call:
 
 def watch(reducer: TokenReducer, number: int = 0) -> TokenReducer:
     """Return a copy of the reducer that leaves its calls in the memory of whatever it is given (see `calls_of`)."""
-    members: dict[str, Any] = {}
-    for decision in decisions(reducer):
-        members[decision] = _recording(type(reducer), decision, number)
+    members = {decision: _recording(type(reducer), decision, number) for decision in decisions(reducer)}
     copy: TokenReducer = object.__new__(type(type(reducer).__name__, (type(reducer),), members))
     copy.__dict__.update(reducer.__dict__)
     return copy
 
 
 def calls_of(memory: dict[str, Any]) -> list[Call]:
-    """The calls that watched methods left in a memory, in order."""
+    """The calls that watched methods left in a memory, in order; those inside the encoder are apart."""
     return memory.get(_KEY, [])
 
 
-_KEY = "tokenzoo.testing.recorder"
+def encoder_calls_of(memory: dict[str, Any]) -> list[Call]:
+    """The calls inside the encoder, in order."""
+    return memory.get(_ENCODER, [])
+
+
+_KEY, _ENCODER = "tokenzoo.testing.recorder", "tokenzoo.testing.recorder.encoder"
 
 
 def _recording(cls: type[TokenReducer], decision: str, number: int) -> Any:
@@ -70,12 +75,17 @@ def _recording(cls: type[TokenReducer], decision: str, number: int) -> Any:
         inside = decision != "reduce"
         kept = result
         if isinstance(result, Reduction):
-            kept = Reduction(result.features.clone(), result.anchors.clone(), result.assignment, result.appended)
+            goes = None if result.assignment is None else result.assignment.clone()
+            kept = Reduction(result.features.clone(), result.anchors.clone(), goes, result.appended)
         elif isinstance(result, torch.Tensor):
             kept = result.clone()
-        early = not inside and event.early
-        call = Call(number, event.index if inside else None, early, _given(decision, event, before), kept, changed, decision)
-        event.memory[_KEY] = [*calls_of(event.memory), call]
+        early, half = not inside and event.early, event.after if decision == "encoder_pick" else None
+        given, layer = _given(decision, event, before), event.index if inside else None
+        key = _ENCODER if decision == "encoder_pick" else _KEY
+        event.memory[key] = [
+            *event.memory.get(key, []),
+            Call(number, layer, early, given, kept, changed, decision, half),
+        ]
         return result
 
     return recording
@@ -85,6 +95,8 @@ def _given(decision: str, event: Any, before: dict[str, torch.Tensor]) -> torch.
     """The visual tokens to choose from."""
     if decision == "reduce":
         return before["features"]
+    if decision == "encoder_pick":
+        return before["hidden_states"]
     if decision == "pick":
         return before["hidden_states"][before["visual"]]
     return before["visual"]

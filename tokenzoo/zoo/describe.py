@@ -22,6 +22,7 @@ _NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", t
 #: Where a method can act, in the order of a forward pass.
 PLACES = (
     "before the encoder",
+    "inside the encoder",
     "before the projector",
     "before the LLM",
     "inside the LLM",
@@ -185,7 +186,15 @@ def _places(method: TokenReducer) -> tuple[str, ...]:
     """Where a method acts."""
     early = method.enters and method.implements("early")
     cuts, reads = (bool(declared(EXAMPLE_TOKENS, EXAMPLE.layers)) for declared in (method.cached, method.read))
-    acts = (method.picture_scale != 1, early, method.enters and not early, method.acts_inside, cuts, reads)
+    acts = (
+        method.picture_scale != 1,
+        method.acts_in_encoder,
+        early,
+        method.enters and not early,
+        method.acts_inside,
+        cuts,
+        reads,
+    )
     return tuple(place for place, there in zip(PLACES, acts, strict=True) if there)
 
 
@@ -195,6 +204,7 @@ def _reduces(method: TokenReducer) -> tuple[str, ...]:
         kind
         for kind, views in EXAMPLES.items()
         if method.picture_scale != 1
+        or method.acts_in_encoder
         or (_leaves_fewer(method, kind, views) if method.enters else method.acts_inside or method.caches or method.reads)
     )
 
@@ -209,7 +219,7 @@ def _leaves_fewer(method: TokenReducer, kind: Literal["image", "video"], views: 
 
 def _positions(method: TokenReducer) -> str:
     rule = {"keep": "kept", "renumber": "renumbered"}
-    parts = [f"{rule[method.entry_positions]} before the LLM"] if method.enters else []
+    parts = [f"{rule[method.entry_positions]} before the LLM"] if method.enters or method.acts_in_encoder else []
     parts += [f"{rule[method.layer_positions]} inside the LLM"] if method.acts_inside else []
     parts += ["renumbered in decoding"] if method.caches and method.cache_positions == "renumber" else []
     return ", ".join(parts) or "unchanged"
@@ -224,6 +234,8 @@ def _budget(method: TokenReducer) -> str:
 def _families(method: TokenReducer) -> str:
     if method.picture_scale != 1:
         return "those that take pictures of several sizes: LLaVA-1.5, Qwen-VL"
+    if method.acts_in_encoder:
+        return "those with CLIP's or SigLIP's encoder whose patches are not joined behind it (acts inside the vision encoder)"
     if method.implements("encoder_layers"):
         return "all multimodal families (reads the vision encoder)"
     return "all families, bare decoders included"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenzoo.host.family import Family
     from tokenzoo.method.cached_layer import CachedLayer, CacheRead
     from tokenzoo.method.decoder_layer import DecoderLayer
+    from tokenzoo.method.encoder_layer import EncoderLayer
     from tokenzoo.method.reducer import TokenReducer
     from tokenzoo.method.visual_tokens import VisualTokens
 
@@ -26,6 +27,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 class RunHooks:
     """Called while a model runs inside `tokenzoo.apply`."""
+
+    @hookspec
+    def tokenzoo_encoder_layer(self, layer: EncoderLayer) -> None:
+        """See one image's or video's patches in an encoder layer in which a method acts, behind it."""
 
     @hookspec
     def tokenzoo_before_projector(self, tokens: VisualTokens) -> None:

@@ -47,6 +47,11 @@ class Llava(Family):
     def position_table(self, model: Module) -> Module | None:
         return getattr(self.root(model).vision_tower, "embeddings", None)
 
+    def encoder_mlp(self, layer: Module) -> tuple[Module, Module] | None:
+        config = getattr(getattr(layer, "self_attn", None), "config", None)
+        served = getattr(config, "model_type", "") in ("clip_vision_model", "siglip_vision_model")
+        return (layer.layer_norm2, layer.mlp) if served else None
+
     def patch_grid(self, model: Module) -> tuple[int, int]:
         """Rows and columns of patches of one encoder view."""
         vision = model.config.vision_config

@@ -41,11 +41,14 @@ def rows_at_once(heads: int, tokens: int) -> int:
     return max(1, _ELEMENTS // (heads * tokens or 1))
 
 
-def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, segments: Tensor | None = None) -> Tensor:
+def encoder_attention(
+    query: Tensor, key: Tensor, scaling: float, queries: str, segments: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Attention without a causal mask on every key, [views, heads, N], float32.
 
     `query`, `key` [views, heads, N, d]. `queries` "cls": the first row alone; "all": the mean over all rows, in blocks.
-    `segments` [N] (windowed attention): rows attend to the columns of their own segment only.
+    `segments` [N] (windowed attention): rows attend to the columns of their own segment only. `bias` [views, N]: added to the
+    logits of each key.
     """
     views, heads, rows, _ = query.shape
     rows = 1 if queries == "cls" else rows
@@ -54,6 +57,8 @@ def encoder_attention(query: Tensor, key: Tensor, scaling: float, queries: str, 
     total = torch.zeros(len(key), key.shape[1], device=key.device)
     for start in range(0, rows, block):
         logits = torch.bmm(query[:, start : start + block], key.transpose(1, 2)).float()
+        if bias is not None:
+            logits = logits + bias.float().repeat_interleave(heads, 0)[:, None]
         if segments is not None:
             logits = logits.masked_fill(segments[start : start + block, None] != segments, -math.inf)
         total = total + logits.softmax(-1).sum(1)
