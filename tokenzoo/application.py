@@ -55,7 +55,7 @@ def apply(
     zoo = load_zoo()
     reducers = _reducers(zoo, reducer)
     check_own_pruning(model)
-    adapter = Adapter(family_of(model))
+    adapter = Adapter(family_of(model), whole_views=not any(method.acts_in_encoder for method in reducers))
     adapter.check_model(model)
     family = cast(Family, adapter)
     decoder = family.decoder(model)
