@@ -60,16 +60,21 @@ class FrameFusion(TokenReducer):
 
     def pick(self, layer: DecoderLayer, count: int | None) -> Tensor | Reduction:
         progress, tokens = layer.memory.setdefault("framefusion", Progress()), len(layer.visual)
-        if len(progress.shares) <= layer.index:
+        device = layer.visual.device
+        if len(progress.shares) <= layer.index:  # the call before merged nothing, and is no step of a recorded run
             progress.merging = False
+        missing = self.missing(progress.shares, layer.num_layers)
+        if progress.merging and count is not None:  # a recorded run is priced: merging takes no product
+            self.merges_all(progress, 1 - count / tokens, missing)
+            return torch.arange(count, device=device)
         if progress.merging:
-            return self.merge(layer, progress, count)
+            return self.merge(layer, progress, missing)
         left = tokens
         if progress.pruning:
-            left = round(tokens * (1 - self.missing(progress.shares, layer.num_layers))) if count is None else count
+            left = round(tokens * (1 - missing)) if count is None else count
             progress.pruning = False
         if left in (0, tokens):
-            return torch.arange(left, device=layer.visual.device)
+            return torch.arange(left, device=device)
         return ops.top_indices(layer.attention("last")[:, 0].mean(0)[layer.visual], left)
 
     def missing(self, shares: list[float], layers: int) -> float:
@@ -80,22 +85,26 @@ class FrameFusion(TokenReducer):
             used += left
         return min(1.0, max(0.0, 1 - (layers * self.cost - used) / ((layers - len(shares)) * left)))
 
-    def merge(self, layer: DecoderLayer, progress: Progress, count: int | None) -> Tensor | Reduction:
-        """Merge one call's tokens. Where `count` is known, as when a recorded run is priced, so is the share."""
-        tokens, device = len(layer.visual), layer.visual.device
-        missing = self.missing(progress.shares, layer.num_layers)
-        order, similarity = self.in_time(layer)
-        merged = similarity >= self.similarity
-        found = int(merged.sum()) if count is None else tokens - count
-        share = found / tokens
+    def merges_all(self, progress: Progress, share: float, missing: float) -> bool:
+        """Note that a call can merge this share, and whether it does: where it is more than is missing, only the most similar
+        tokens merge, and no later call does anything."""
         if share >= missing:
             progress.merging = progress.pruning = False
+            return False
+        progress.shares.append(share)
+        progress.merging = share >= self.least_merged
+        return True
+
+    def merge(self, layer: DecoderLayer, progress: Progress, missing: float) -> Tensor | Reduction:
+        """Merge one call's tokens."""
+        tokens, device = len(layer.visual), layer.visual.device
+        order, similarity = self.in_time(layer)
+        merged = similarity >= self.similarity
+        found = int(merged.sum())
+        if not self.merges_all(progress, found / tokens, missing):
             found = int(missing * tokens)
             merged = torch.zeros_like(merged)
             merged[similarity.argsort(descending=True, stable=True)[:found]] = True
-        else:
-            progress.shares.append(share)
-            progress.merging = share >= self.least_merged
         if not found:
             return torch.arange(tokens, device=device)
         heads = (~merged).cumsum(0) - 1
