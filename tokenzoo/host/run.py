@@ -13,6 +13,7 @@ import torch
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host import refusals
 from tokenzoo.host.batch import Layout
+from tokenzoo.host.compiled import uncompile_hooked
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
 from tokenzoo.host.family import FULL, Family, Module
@@ -94,6 +95,8 @@ class Run:
                 keep(layer.register_forward_hook(self._after(reduction)))
                 for handle in reduction.watch(lambda: self.prefilling):
                     keep(handle)
+        if self.methods.reduce_anything:
+            uncompile_hooked(outer, at_end)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What generation cannot do with tokens gone is refused before it encodes anything."""
