@@ -112,7 +112,7 @@ def test_text_aware_is_what_a_question_changes(name: str, asked) -> None:
             checkpoint.model(**inputs, logits_to_keep=1)
         alive = [np.concatenate([view.ravel() for view in stage.views]) for stage in stage_pictures(run.trace)]
         seen.add((patch_rows(run.trace.samples[0].sources[0]).tobytes(), np.array(alive).tobytes()))
-    assert (len(seen) > 1) == method.text_aware
+    assert (len(seen) > 1) == (method.text_aware and name != "prunevid")  # which leaves pictures alone
 
 
 @pytest.mark.filterwarnings("ignore")

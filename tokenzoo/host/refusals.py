@@ -74,8 +74,8 @@ def check_cache_methods(decoder: Module, layer_types: Collection[str], cuts: boo
     others = sorted({*layer_types, *(getattr(decoder.config, "layer_types", None) or ())} - {FULL})
     if (cuts or reads) and others:
         raise UnsupportedError(
-            f"A method is to choose what stays or is read in the KV cache, but this decoder has layers of {' and '.join(others)}, "
-            "which keep a window or a state instead of every token. Choose a method that leaves the cache alone."
+            "A method is to choose what stays or is read in the KV cache, but this decoder has layers of "
+            f"{' and '.join(others)}, which keep a window or a state instead of every token. Choose a method that leaves the cache alone."
         )
     backend = decoder.config._attn_implementation
     if reads and backend not in BACKENDS:
