@@ -30,6 +30,19 @@ def test_merged_patches_live_as_long_as_what_they_went_into():
     assert last.views[0].tolist() == [[True, False], [True, False]]
 
 
+def test_caches_that_were_cut_stand_behind_the_layers():
+    source = SourceTrace(Source("image", (4,)), ((2, 2),), (2, 3, 4, 5), 4, (4,))
+    recorded = trace(source, [(0, list(range(8)))])
+    recorded.samples[0].cached = [([0, 1], [0, 1, 3, 5]), ([3], [0, 1, 2])]
+    pictures = stage_pictures(recorded)
+    assert [one.title for one in pictures] == [
+        "layers 0–3: 4 tokens",
+        "cache of layers 0–1: 2 tokens",
+        "cache of layer 3: 1 tokens",
+    ]
+    assert pictures[1].views[0].tolist() == [[False, True], [False, True]]
+
+
 def test_newlines_are_no_patches():
     video = SourceTrace(Source("video", (2, 2), 1), ((1, 2), (1, 2)), (3, 4, 5, 6, 7), 4, (2, 2))
     assert patch_rows(video).tolist() == [3, 4, 5, 6]

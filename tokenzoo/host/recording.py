@@ -49,10 +49,10 @@ def _read_rows(prefill: Prefill, sample: int, step: dict[int, list[torch.Tensor 
 
 
 def _grouped(rows: dict[int, list[int]]) -> list[tuple[list[int], list[int]]]:
-    """Layers with the same rows together."""
+    """Runs of layers with the same rows."""
     groups: list[tuple[list[int], list[int]]] = []
     for layer, own in sorted(rows.items()):
-        if groups and groups[-1][1] == own:
+        if groups and groups[-1][1] == own and groups[-1][0][-1] == layer - 1:
             groups[-1][0].append(layer)
         else:
             groups.append(([layer], own))

@@ -20,18 +20,19 @@ STROKE = 0.06
 class StagePicture:
     """The decoder layers `first` to `last`: how many tokens of the source are there, and which patches live on in them.
 
-    `views` holds a bool array [height, width] for each view.
+    `views` holds a bool array [height, width] for each view. `cache`: it is what their KV caches hold after the prompt.
     """
 
     first: int
     last: int
     tokens: int
     views: list[np.ndarray]
+    cache: bool = False
 
     @property
     def title(self) -> str:
         layers = f"layer {self.first}" if self.first == self.last else f"layers {self.first}–{self.last}"
-        return f"{layers}: {self.tokens} tokens"
+        return f"{'cache of ' * self.cache}{layers}: {self.tokens} tokens"
 
 
 def patch_rows(source: SourceTrace) -> np.ndarray:
@@ -69,16 +70,19 @@ def _content(source: SourceTrace) -> np.ndarray:
 
 
 def stage_pictures(trace: Trace, sample: int = 0, source: int = 0) -> list[StagePicture]:
-    """What is left of a source in each stage of layers."""
+    """What is left of a source in each stage of layers, and then in KV caches that were cut."""
     recorded = trace.samples[sample]
     seen = recorded.sources[source]
     rows = patch_rows(seen)
     stages = _stages(recorded, trace.layers)
+    ends = [stage[0] - 1 for stage in stages[1:]] + [trace.layers - 1]
+    spans = [(first, last, present, False) for (first, present), last in zip(stages, ends, strict=True)]
+    spans += [(layers[0], layers[-1], present, True) for layers, present in recorded.cached]
     pictures = []
-    for (first, present), last in zip(stages, [stage[0] - 1 for stage in stages[1:]] + [trace.layers - 1], strict=True):
+    for first, last, present, cache in spans:
         alive = np.isin(rows, present) & (rows >= 0)
         tokens = len(set(seen.rows) & set(present))
-        pictures.append(StagePicture(first, last, tokens, split_views(alive, seen.grids)))
+        pictures.append(StagePicture(first, last, tokens, split_views(alive, seen.grids), cache))
     return pictures
 
 
