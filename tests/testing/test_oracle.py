@@ -67,11 +67,11 @@ def test_wrong_positions_are_found() -> None:
 
 
 def test_a_wrong_row_at_the_entry_is_found() -> None:
-    outcome, _ = outcome_of("uniform")
+    outcome, reducers = outcome_of("uniform")
     case = tiny_case("llava", "left", layers=LAYERS)
-    assert list(check_entry(case, outcome)) == []
+    assert list(check_entry(case, outcome, reducers)) == []
     outcome.entry[0, -8] += 0.01
-    assert "what entered the LLM differs" in str(next(check_entry(case, outcome)))
+    assert "what entered the LLM differs" in str(next(check_entry(case, outcome, reducers)))
 
 
 def test_wrong_cache_lengths_missing_text_and_broken_promises_are_found() -> None:

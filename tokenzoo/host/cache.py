@@ -41,9 +41,10 @@ class Queries:
             if now is None:
                 return
             assert self.angles is not None
-            self.of_sample = []
+            layout, self.of_sample = now.to(output.device).layout, []
+            turning = [angle.to(output.device) for angle in self.angles]
             for sample in range(len(output)):
-                states, *angles = (_last(given, sample, now.layout, self.rows) for given in (output, *self.angles))
+                states, *angles = (_last(given, sample, layout, self.rows) for given in (output, *turning))
                 self.of_sample.append(turned(self.family, self.layer, QUERY, states, *angles))
 
         projections = self.family.decoder_projections(self.layer)
@@ -226,7 +227,7 @@ class Reading:
                 visual=self.prefill.cached_visual(index, sample, device),
                 entered=len(self.prefill.entry.samples[sample].visual),
                 generated=self.generated,
-                signals=ReadInSample(self, sample),
+                signals=ReadInSample(self, sample, device),
                 memory=self.prefill.prompt.memory(sample),
                 source_memories=[source.memory for source in self.prefill.prompt.of_sample(sample)],
                 checks=self.prefill.checks,
@@ -259,11 +260,12 @@ class ReadInSample:
 
     reading: Reading
     sample: int
+    device: torch.device
 
     def attention(self, layer: int, index: int) -> torch.Tensor:
         if layer not in self.reading.queries:
             raise RuntimeError(f"The attention of layer {layer} was not recorded: let read_layers() name it.")
-        return self.reading.attention(layer, index, self.sample)
+        return self.reading.attention(layer, index, self.sample).to(self.device)
 
 
 class CacheView:
@@ -275,7 +277,7 @@ class CacheView:
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._cache.update(*args, **kwargs)
         since = torch.arange(self._prompt, keys.shape[2], device=keys.device).expand(len(self._columns), -1)
-        columns = torch.cat([self._columns, since], dim=1)
+        columns = torch.cat([self._columns.to(keys.device), since], dim=1)
         return gathered(keys, columns), gathered(values, columns)
 
     def __getattr__(self, name: str) -> Any:

@@ -126,6 +126,7 @@ class CacheRead:
 
     def apply(self, picked: Tensor, method: str, count: int | None) -> None:
         """Read the visual tokens `picked` alone (indices into those that it would read)."""
+        picked = picked.to(self.visual.device)  # a choice that is made once may serve layers on several devices
         known = self.memory.get(_CHECKED)
         if known is None or known[0] is not picked or known[1] is not self.visual or known[2] != count:
             where = f"reading the cache of layer {self.index}"

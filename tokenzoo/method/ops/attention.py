@@ -33,11 +33,11 @@ def attention_flops(rows: int, tokens: int, heads: int, head_dim: int) -> int:
 
 
 #: Attention weights that `encoder_attention`, or who asks for `rows_at_once`, holds at a time.
-_ELEMENTS = 1 << 24
+_ELEMENTS = 1 << 25
 
 
 def rows_at_once(heads: int, tokens: int) -> int:
-    """How many rows of attention weights of `heads` heads over `tokens` columns to hold at a time: 64 MB of them."""
+    """How many rows of attention weights of `heads` heads over `tokens` columns to hold at a time: 128 MB of them."""
     return max(1, _ELEMENTS // (heads * tokens or 1))
 
 
