@@ -21,7 +21,7 @@ METHODS = load_zoo(plugin_files=(), registry_files=()).names()
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "gemma4"])
 def test_beams(family: str, method: str) -> None:
     case = tiny_case(family, "left", layers=LAYERS)
     reducers = build(method)

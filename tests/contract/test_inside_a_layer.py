@@ -88,6 +88,8 @@ RUNS = [
     ("qwen3-vl-moe", "single", "sdpa", "thinning"),
     ("llava-onevision", "video", "sdpa", "folding"),
     ("idefics2", "single", "sdpa", "thinning"),
+    ("qwen3.5", "left", "sdpa", "folding"),
+    ("qwen3.5-moe", "single", "eager", "folding"),
     ("llava", "left", "sdpa", "renumbering"),
     ("llava", "left", "sdpa", "thinning+fastv:K=4+folding"),
     ("qwen2-vl", "left", "sdpa", "fastv:K=4+thinning"),

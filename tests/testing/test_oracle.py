@@ -86,7 +86,9 @@ def test_wrong_cache_lengths_missing_text_and_broken_promises_are_found() -> Non
     assert "text token 0 of the prompt is gone" in str(next(check_structure(case, outcome)))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl", "llava-onevision", "qwen3-vl", "qwen3.5", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["llava", "qwen2.5-vl", "llava-onevision", "qwen3-vl", "qwen3.5", "gemma3", "gemma4", "gemma4-moe"]
+)
 def test_without_reduction_the_oracle_is_the_plain_model(family: str) -> None:
     case = tiny_case(family, "right", layers=LAYERS)
     outcome, reducers = outcome_of("none", family, "right")

@@ -67,7 +67,7 @@ class DecoderSizes(Record):
 
 
 class VisionTower(Record):
-    """A vision encoder. `kind` is "vit" (fixed pictures of `image_size`), or a Qwen-VL's (any grid).
+    """A vision encoder. `kind` is "vit" (fixed pictures of `image_size`), or a Qwen-VL's or Gemma 4's (any grid).
 
     `merge` x `merge` patches become one token; after `deepstack` of the layers all tokens are projected besides. `window` is
     the side of an attention window in pixels, for all layers but `full_attention_layers` (0: every layer attends to the whole
@@ -75,7 +75,7 @@ class VisionTower(Record):
     attention-pooling head runs besides, whose output a LLaVA leaves.
     """
 
-    kind: Literal["vit", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+    kind: Literal["vit", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma4"]
     hidden: Size
     layers: Depth
     heads: Size

@@ -24,6 +24,7 @@ VISION_MODELS = {
     "video_llava": "vit",
     "internvl": "vit",
     "gemma3": "vit",
+    "gemma4": "gemma4",
     "idefics3": "vit",
     "smolvlm": "vit",
     "qwen2_5_vl": "qwen2.5-vl",
@@ -64,6 +65,8 @@ def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
             raise UserError(f"The config of '{name}' has no 'vision_config'. Read it with AutoConfig.from_pretrained.")
         if VISION_MODELS[model_type] == "vit":
             entry |= _vit(values, vision, model_type, decoder["hidden"], name)
+        elif model_type == "gemma4":
+            entry |= _gemma4_tower(vision, decoder["hidden"], name)
         else:
             entry |= _qwen(vision, model_type, decoder["hidden"], name)
     return from_entry(name, entry)
@@ -131,6 +134,7 @@ def _decoder(text: dict[str, Any], name: str) -> dict[str, Any]:
         **_experts(text, name),
         **_windows(text, name),
         **_linear(text, name),
+        **_gemma4(text, name),
         "hidden": _need(text, ("hidden_size",), name),
         "layers": _need(text, ("num_hidden_layers",), name),
         "heads": heads,
@@ -143,7 +147,7 @@ def _decoder(text: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _experts(text: dict[str, Any], name: str) -> dict[str, Any]:
     """A mixture of experts, as Qwen3-VL writes it; {} where there is none."""
-    if not text.get("moe_intermediate_size"):
+    if not text.get("moe_intermediate_size") or not text.get("num_experts_per_tok"):  # Gemma 4 writes them otherwise
         return {}
     layers, step = _need(text, ("num_hidden_layers",), name), _may(text, "decoder_sparse_step", 1, name)
     dense = text.get("mlp_only_layers") or ()
@@ -157,6 +161,27 @@ def _experts(text: dict[str, Any], name: str) -> dict[str, Any]:
         "beside_experts": _may(text, "shared_expert_intermediate_size", 0, name),
         "beside_gated": bool(text.get("shared_expert_intermediate_size")),
     }
+
+
+def _gemma4(text: dict[str, Any], name: str) -> dict[str, Any]:
+    """What differs between Gemma 4's layers; {} for other models."""
+    if "num_kv_shared_layers" not in text:
+        return {}
+    each = text.get("per_layer_config") or {}  # so a loaded config writes the sizes of full layers
+    full: dict[str, Any] = next(iter(each.values()), {}) if isinstance(each, dict) else {}
+    entry = {
+        "shared_kv_layers": _may(text, "num_kv_shared_layers", 0, name),
+        "full_head_dim": _may({**text, **({"global_head_dim": full["head_dim"]} if full else {})}, "global_head_dim", 512, name),
+        "full_kv_heads": _may(text, "num_global_key_value_heads", full.get("num_key_value_heads") or 0, name),
+        "key_is_value": bool(text.get("attention_k_eq_v")),
+        "wide_shared_mlp": bool(text.get("use_double_wide_mlp")),
+        "per_layer_width": _may(text, "hidden_size_per_layer_input", 0, name),
+    }
+    if not text.get("enable_moe_block"):
+        return entry
+    experts = {"experts": _need(text, ("num_experts",), name), "active_experts": _need(text, ("top_k_experts",), name)}
+    beside = {"beside_experts": _need(text, ("intermediate_size",), name), "beside_gated": False, "dense_layers": []}
+    return {**entry, **experts, **beside, "expert_intermediate": _need(text, ("moe_intermediate_size",), name)}
 
 
 def _linear(text: dict[str, Any], name: str) -> dict[str, Any]:
@@ -255,6 +280,21 @@ def _shuffle(values: dict[str, Any], model_type: str, tower: dict[str, Any], nam
             raise UserError(f"'downsample_ratio' in the config of '{name}' must be a number up to 1, not {_short(ratio)}.")
         return round(1 / ratio)
     return _may(values, "scale_factor", 2, name) if model_type in ("idefics3", "smolvlm") else 0
+
+
+def _gemma4_tower(vision: dict[str, Any], hidden: int, name: str) -> dict[str, Any]:
+    width = _need(vision, ("hidden_size",), name)
+    tower = {
+        "kind": "gemma4",
+        "hidden": width,
+        "layers": _need(vision, ("num_hidden_layers",), name),
+        "heads": _need(vision, ("num_attention_heads",), name),
+        "intermediate": _need(vision, ("intermediate_size",), name),
+        "patch": _need(vision, ("patch_size",), name),
+        "merge": _may(vision, "pooling_kernel_size", 3, name),
+        "gated": True,
+    }
+    return {"vision": tower, "projector": {"inputs": width, "hidden": 0, "outputs": hidden}}
 
 
 def _qwen(vision: dict[str, Any], model_type: str, hidden: int, name: str) -> dict[str, Any]:

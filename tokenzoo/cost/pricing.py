@@ -132,7 +132,7 @@ def price_tokens(
     if rules.whole_model:
         parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width, encoder_cuts)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
-        parts.append(setting.part("layer inputs", exact.layer_inputs(model.decoder, batch * tokens[0], setting.width)))
+        parts.append(setting.part("per-layer inputs", exact.layer_inputs(model.decoder, batch * tokens[0], setting.width)))
     kinds = [(model.decoder.of_layer(index), *counts) for index, counts in enumerate(zip(tokens, mlp, strict=True))]
     positions = mlp[-1] if head_positions == "all" and rules.whole_model else min(1, mlp[-1])
     layers = {kind: setting.prefill(*kind, positions) for kind in set(kinds)}
@@ -247,7 +247,7 @@ class Setting:
         layers_of = Counter((self.model.decoder.of_layer(index), count) for index, count in enumerate(read))
         totals: list[Any] = [0, 0, 0, 0.0 if head.seconds is not None and self.hardware is not None else None]
         first: list[Any] = []
-        inputs = self.part("layer inputs", exact.layer_inputs(self.model.decoder, self.batch, self.width))
+        inputs = self.part("per-layer inputs", exact.layer_inputs(self.model.decoder, self.batch, self.width))
         for step in range(steps):
             added = [Part("", self.layer(decoder, 1, seen(decoder, count + step + 1))) for decoder, count in layers_of]
             for part, times in [(head, 1), (inputs, 1), *zip(added, layers_of.values(), strict=True)]:

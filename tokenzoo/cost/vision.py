@@ -3,7 +3,8 @@
 Every encoder layer runs, whatever `vision_feature_layer` is: transformers computes all of them and picks one output.
 CLIP and InternViT prepend a class token; SigLIP's pooling head runs where the config says so; Qwen2.5-VL attends within
 windows in most layers. Where patches leave inside the encoder, a layer's attention sees what is there and its MLP what is left.
-Qwen3-VL's DeepStack projects all tokens of some layers besides, whatever is dropped before the projector.
+Qwen3-VL's DeepStack projects all tokens of some layers besides, whatever is dropped before the projector. Gemma 4's padding
+of small pictures to the size of the largest is not priced: the pictures' sizes do not tell it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def vision_tower(
         entering = sum([view.rows(layer - 1, "layer") for view in views])
         rows = sum([view.rows(layer, "attention") for view in views])
         operations += _layer(tower, entering, rows, spans, width)
+    if tower.kind == "gemma4":
+        operations += [_pooling(tower, view.patches, width) for view in views]
     if tower.pooling_head:
         left = [view.rows(tower.layers - 1, "layer") for view in views]
         operations += _pooling_head(tower, sum(left), left, width)
@@ -117,6 +120,13 @@ class _Tokens:
 
 def _pieces(length: int, side: int) -> list[int]:
     return [min(side, length - start) for start in range(0, length, side)]
+
+
+def _pooling(tower: VisionTower, patches: int, width: int) -> Operation:
+    """Gemma 4 averages patches by a product with a matrix [tokens, patches]."""
+    tokens = patches // tower.merge**2
+    moved = width * (tokens * patches + (tokens + patches) * tower.hidden)
+    return Operation("pooling", flops=2 * tokens * patches * tower.hidden, bytes=moved, parallel=False)
 
 
 def _pooling_head(tower: VisionTower, rows: int, spans: Sequence[int], width: int) -> list[Operation]:

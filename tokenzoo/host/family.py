@@ -75,6 +75,9 @@ class Family(ABC):
     mrope: bool = False
     #: whether the decoder is handed a mask and a rotary embedding for each of `config.layer_types`; the host makes them then
     per_layer_type: bool = False
+    #: arguments of the decoder with an entry for each row, [batch, length, ...], and of its layers; reduced with the rows
+    row_arguments: tuple[str, ...] = ()
+    layer_arguments: tuple[str, ...] = ()
 
     @abstractmethod
     def decoder(self, model: Module) -> Module:
@@ -165,6 +168,10 @@ class Family(ABC):
     def layer_type(self, decoder: Module, index: int) -> str:
         """The type of a decoder layer: by it masks differ, and with `per_layer_type` rotary embeddings too."""
         return decoder.config.layer_types[index] if self.per_layer_type else FULL
+
+    def opens_images(self, layer_type: str) -> bool:
+        """Whether the tokens of an image see each other in layers of this type, where they do in any."""
+        return True
 
     def rotary(
         self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
@@ -266,9 +273,13 @@ class Family(ABC):
 
     # --- numbers ------------------------------------------------------------------------------------------------
 
+    def decoder_config(self, model: Module) -> Any:
+        """The config from which the decoder's dimensions are read; where heads differ, that of the layers which most are like."""
+        return self.decoder(model).config
+
     def architecture(self, model: Module) -> Architecture:
         """The dimensions of this model."""
-        config = self.decoder(model).config
+        config = self.decoder_config(model)
         vision = getattr(model.config, "vision_config", None)
         return Architecture(
             name=type(model).__name__,

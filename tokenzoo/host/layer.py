@@ -100,7 +100,7 @@ class LayerInSample:
         layer_type = types.of(self.around.index + following)
         if columns is None:
             columns = torch.arange(len(stage.rows[self.sample]), device=rows.device)
-        blocks = None if stage.blocks is None else stage.blocks[self.sample]
+        blocks = None if stage.blocks is None else types.blocks(layer_type, stage.blocks[self.sample])
         return seen(rows, columns, stage.positions[self.sample], types.window(layer_type), blocks, None)
 
     def _next(self, which: int, states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

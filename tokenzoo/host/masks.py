@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tokenzoo.host.batch import Layout
-from tokenzoo.host.family import Family, Module
+from tokenzoo.host.family import FULL, Family, Module
 
 #: The attention backends whose masks are plain tensors.
 BACKENDS = ("sdpa", "eager")
@@ -57,6 +57,25 @@ class LayerTypes:
         """cos and sin [batch, length, head dim] at positions [batch, length]."""
         return self.family.rotary(self.decoder, hidden, positions, layer_type)
 
+    def read(self, masks: dict[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Padding [batch, length] and blocks [batch, length] of the masks that a decoder is given; None where there are none.
+
+        The last row sees all that is no padding, where nothing is too far back. Rows of one block share the last row that
+        they see.
+        """
+        padding, blocks = masks[FULL], None
+        if padding is not None and padding.ndim > 2:
+            padding = _visible(padding)[:, -1]
+        opened = [mask for layer_type, mask in masks.items() if self.family.opens_images(layer_type)]
+        if opened and opened[0] is not None and opened[0].ndim > 2:
+            visible = _visible(opened[0])
+            blocks = torch.where(visible, torch.arange(visible.shape[-1], device=visible.device), -1).amax(-1)
+        return padding, blocks
+
+    def blocks(self, layer_type: str, blocks: Any) -> Any:
+        """The image blocks where layers of this type open them."""
+        return blocks if self.family.opens_images(layer_type) else None
+
     def prefill_masks(
         self, first: int, layout: Layout, positions: list[torch.Tensor], blocks: list[torch.Tensor] | None, hidden: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -66,7 +85,9 @@ class LayerTypes:
         padded = layout.pad(positions)
         block = layout.pad(blocks) if blocks is not None else None
         return {
-            layer_type: self.as_mask(seen(places, places, padded, self.window(layer_type), block, present), hidden.dtype)
+            layer_type: self.as_mask(
+                seen(places, places, padded, self.window(layer_type), self.blocks(layer_type, block), present), hidden.dtype
+            )
             for layer_type in self.since(first)
         }
 
@@ -114,14 +135,6 @@ def seen(
     return visible
 
 
-def read_masks(masks: dict[str, Any], full: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Padding [batch, length] and blocks [batch, length] of the masks that a decoder is given; None where there are none.
-
-    The last row sees all that is no padding. Rows of one block share the last row that they see.
-    """
-    mask = masks[full]
-    if mask is None or mask.ndim == 2:
-        return mask, None
-    visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
-    length = torch.arange(visible.shape[-1], device=visible.device)
-    return visible[:, -1], torch.where(visible, length, -1).amax(-1)
+def _visible(mask: torch.Tensor) -> torch.Tensor:
+    """Who sees whom by a mask as a backend takes it: bool [batch, queries, keys]."""
+    return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0

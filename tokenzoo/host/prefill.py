@@ -75,6 +75,11 @@ class Prefill:
         columns = [sample.columns.to(device)[rows] for sample, rows in zip(self.entry.samples, stage.rows, strict=True)]
         return stage.layout.pad([states[kept] for states, kept in zip(full, columns, strict=True)])
 
+    def entered_rows(self, layer: int, given: torch.Tensor) -> torch.Tensor:
+        """Of what layer `layer` is given for each row that entered, [batch, rows, ...], that of the rows that are left."""
+        stage, entered = self.stage(layer).to(given.device), self.entry.layout.to(given.device)
+        return stage.layout.pad([entered.take(given, sample)[rows] for sample, rows in enumerate(stage.rows)])
+
     def forget(self) -> None:
         """Let go of what the prefill alone needed."""
         self.additions = []

@@ -19,8 +19,8 @@ from tokenzoo.host.compiled import uncompile_hooked
 from tokenzoo.host.decoding import DecodingStep
 from tokenzoo.host.encoder_reduction import EncoderReduction
 from tokenzoo.host.entry import entry_positions, reduce_entry, unreduced_entry
-from tokenzoo.host.family import FULL, Family, Module
-from tokenzoo.host.masks import LayerTypes, read_masks
+from tokenzoo.host.family import Family, Module
+from tokenzoo.host.masks import LayerTypes
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.mlp_half import MlpHalf
 from tokenzoo.host.placement import beside
@@ -56,6 +56,7 @@ class Run:
         self.prefills: WeakKeyDictionary[Any, Prefill] = WeakKeyDictionary()
         self.prefill: Prefill | None = None
         self.prefilling = False
+        self.keep = 0
         self.step: DecodingStep | None = None
         self.reading: Reading | None = None
         refusals.check_cache_methods(self.decoder, self.types.since(0), bool(methods.cut), bool(methods.read))
@@ -184,6 +185,8 @@ class Run:
                 cut(self.prefill, cache, self.methods.cut, layers, self.last_queries, self.methods.cut_layer)
                 self.prefills[cache] = self.prefill
             self.prefill.forget()
+            if self.keep and self.methods.reduce_anything:  # a model that takes its last rows as those of the full prompt
+                output.last_hidden_state = output.last_hidden_state[:, -self.keep :]
         if cache is not None and self.methods.read:
             self.prefill.last_seen.note(cache)
         for queries in (*self.last_queries.values(), *self.step_queries.values()):
@@ -204,7 +207,7 @@ class Run:
                 refusals.check_cache(call["past_key_values"])
         mask, blocks = call.get("attention_mask"), None
         if isinstance(mask, dict):
-            mask, blocks = read_masks(mask, FULL)
+            mask, blocks = self.types.read(mask)
         padding, ids = self._on_cpu(mask if mask is not None and mask.ndim == 2 else None)
         prompt = self._find_visual_tokens(batch, length, ids)
         if self.methods.reduce_anything:
@@ -234,8 +237,14 @@ class Run:
             changed["position_ids"] = entry_positions(entry, call.get("position_ids"), self.mrope)
             # without any mask or cache, transformers would take gaps between kept positions for borders of packed sequences
             gapless = not self.mrope and all(sample.numbered is not None for sample in entry.samples)
+            for name in self.family.row_arguments:
+                if call.get(name) is not None:
+                    changed[name] = entry.layout.pad([s[e.columns] for s, e in zip(call[name], entry.samples, strict=True)])
             masked = entry.layout.padded or mask is not None or not gapless
             changed["attention_mask"] = entry.layout.mask(embeddings.device) if masked else None
+        self.keep = call.get("logits_to_keep") or 0
+        if self.methods.architecture.shared_kv_layers and min(prompt.behind) < self.keep:
+            changed["logits_to_keep"] = 0  # the last rows may be dropped: only the host knows which are the last then
         call = {**call, **changed}
         stage = Stage.of_entry(entry, call.get("position_ids"), blocks)
         if entry.reduced and self.types.several:
@@ -322,6 +331,9 @@ class Run:
         def hook(module: Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
             assert self.prefill is not None
             changed: dict[str, Any] = {}
+            if self.family.layer_arguments and len(args) > 1:
+                args, kwargs = args[:1], {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+                del kwargs["hidden_states"]
             hidden = args[0] if args else kwargs["hidden_states"]
             if before is not None and self.prefilling:
                 before.begin(hidden, kwargs)
@@ -333,7 +345,10 @@ class Run:
             if self.prefilling:
                 stage = self.prefill.stage(index)
                 if stage is not self.prefill.stages[0]:
-                    changed = stage.prefill_inputs(self.types.of(index))
+                    changed = stage.prefill_inputs(self.types.of(index), hidden.shape[1])
+                    if hidden.shape[1] == stage.layout.length:
+                        given = {name: kwargs[name] for name in self.family.layer_arguments if kwargs.get(name) is not None}
+                        changed |= {name: self.prefill.entered_rows(index, value) for name, value in given.items()}
             else:
                 assert self.step is not None
                 changed = self.step.layer_inputs(index, hidden)

@@ -63,10 +63,16 @@ class Stage:
             next_position=None if self.next_position is None else self.next_position.to(device),
         )
 
-    def prefill_inputs(self, layer_type: str) -> dict[str, Any]:
-        """What to change of the arguments of a layer in this stage during the prefill."""
-        embeddings = self.position_embeddings[layer_type]
-        return {"attention_mask": self.masks.get(layer_type), "position_embeddings": embeddings, "position_ids": None}
+    def prefill_inputs(self, layer_type: str, rows: int) -> dict[str, Any]:
+        """What to change of the arguments of a layer in this stage during the prefill.
+
+        `rows`: how many rows the layer is given; where they are fewer than the stage's, they are the last ones.
+        """
+        mask, embeddings = self.masks.get(layer_type), self.position_embeddings[layer_type]
+        if rows < self.layout.length:
+            mask = None if mask is None else mask[:, :, -rows:]
+            embeddings = embeddings[0][:, -rows:], embeddings[1][:, -rows:]
+        return {"attention_mask": mask, "position_embeddings": embeddings, "position_ids": None}
 
     @classmethod
     def of_entry(cls, entry: Entry, position_ids: torch.Tensor | None, blocks: torch.Tensor | None = None) -> Stage:

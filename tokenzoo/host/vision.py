@@ -61,7 +61,7 @@ class VisionWatch:
                 keep(watch(root, name, partial(self._encode, kind)))
         if self.reduce is not None:
             projector = self.family.projector(self.model)
-            keep(projector.register_forward_pre_hook(self._before_projector).remove)
+            keep(projector.register_forward_pre_hook(self._before_projector, with_kwargs=True).remove)
             keep(projector.register_forward_hook(self._after_projector).remove)
         if self.inner is not None:
             self.inner.attach(keep)
@@ -142,11 +142,15 @@ class VisionWatch:
 
     # --- the projector ------------------------------------------------------------------------------------------
 
-    def _before_projector(self, module: Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+    def _before_projector(
+        self, module: Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[torch.Tensor], dict[str, Any]] | None:
         """Let the methods reduce each source; hand what is left to the projector."""
         if not self.current:
             return None
         assert self.reduce is not None
+        name = next(iter(inspect.signature(module.forward).parameters))
+        args, kwargs = args or (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
         visuals = [source.visual for source in self.current]
         events, self.beside = [], []
         for source, (features, beside) in zip(self.current, self._split(args[0], visuals), strict=True):
@@ -163,7 +167,7 @@ class VisionWatch:
             source.tokens = tokens
         self.reduced_input = self._unreduced(args[0], visuals)
         self.left = torch.cat([part for tokens, cls in zip(events, self.beside, strict=True) for part in (tokens.features, cls)])
-        return (self.family.projector_input(self.model, self.left),)
+        return (self.family.projector_input(self.model, self.left),), kwargs
 
     def _split(self, features: torch.Tensor, visuals: Sequence[VisualSource]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each source's tokens, and the structural ones (CLS) that pass the projector beside them, from its input."""

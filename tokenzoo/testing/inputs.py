@@ -40,11 +40,14 @@ VIDEO_TYPES = (
     "qwen3_vl_moe",
     "qwen3_5",
     "qwen3_5_moe",
+    "gemma4",
 )
 #: Sizes of the pictures (height, width) in pixels or, for the Qwen models, in patches; they differ on purpose.
 _SIZES = ((40, 80), (90, 60), (64, 64))
 _GRIDS = ((8, 12), (12, 8), (8, 8))
 _FRAMES = 4
+#: Rows and columns of tokens of pictures of Gemma 4.
+_CELLS = ((4, 6), (6, 4), (4, 4))
 #: Tiles of each picture of a model whose pictures are cut into tiles of one size.
 _TILES = (3, 1, 2)
 
@@ -87,7 +90,7 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
             visual = build(model, kind, counts, generator)
             runs[kind], arguments = list(visual.runs), arguments | visual.arguments
     inputs = _padded(_token_rows(model, samples, runs, generator), left=case != "right")
-    if _qwen_like(model):
+    if _qwen_like(model) or model.config.model_type == "gemma4":
         ids = inputs["input_ids"]
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     if model.config.model_type == "gemma3":
@@ -107,6 +110,8 @@ def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]
             sample[name] = value[index : index + 1, mask]
         elif not counts[index]:
             continue
+        elif "num_frames_per_video" in inputs and kind == "video" and name != "num_frames_per_video":  # all frames in one row
+            sample[name] = torch.cat(value.split(inputs["num_frames_per_video"].tolist())[pictures])
         elif name == "batch_num_images" or ("pixel_attention_mask" in inputs and name.startswith("pixel")):  # a row a sample
             sample[name] = value[index : index + 1]
         elif name == "pixel_values" and value.ndim == 4:  # as many pictures or tiles as the sample has placeholders for
@@ -252,7 +257,28 @@ def _qwen(model: Any, kind: str, counts: list[int], generator: torch.Generator) 
     return _Visual(runs, {"pixel_values": pixels, "image_grid_thw": grids})
 
 
+def _gemma4(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:
+    """Pictures of any size, their patches padded to the largest; text between the frames of a video."""
+    vision, frames = model.config.vision_config, 3 if kind == "video" else 1
+    side = vision.pooling_kernel_size
+    grids = [_CELLS[index % len(_CELLS)] for index in range(sum(counts))]
+    most = max(rows * columns for rows, columns in grids) * side**2
+    positions = torch.full((len(grids), most, 2), -1)
+    for place, (rows, columns) in zip(positions, grids, strict=True):
+        raster = torch.cartesian_prod(torch.arange(rows * side), torch.arange(columns * side)).flip(-1)
+        place[: len(raster)] = raster
+    positions = positions.repeat_interleave(frames, dim=0)
+    pixels = torch.rand(*positions.shape[:2], 3 * vision.patch_size**2, generator=generator)
+    pixels[(positions < 0).all(-1)] = 0
+    runs = [[rows * columns] * frames for rows, columns in grids]
+    if kind == "video":
+        each = torch.full((len(grids),), frames)
+        return _Visual(runs, {"pixel_values_videos": pixels, "video_position_ids": positions, "num_frames_per_video": each})
+    return _Visual(runs, {"pixel_values": pixels, "image_position_ids": positions})
+
+
 _BUILDERS = {
+    "gemma4": _gemma4,
     "llava": _llava,
     "llava_next": _anyres,
     "llava_onevision": _anyres,

@@ -14,6 +14,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Idefics2Config,
     Idefics2ForConditionalGeneration,
     Idefics3Config,
@@ -262,6 +264,51 @@ def _gemma3(layers: int) -> nn.Module:
     return model
 
 
+def _gemma4(layers: int, **text: Any) -> nn.Module:
+    """Full layers have wider heads than those with a window; 2 x 2 patches are pooled to a token."""
+    kinds = ["full_attention" if index % 3 == 1 or index == layers - 1 else "sliding_attention" for index in range(layers)]
+    sizes = {
+        **_decoder(layers, KV_HEADS),
+        "head_dim": HIDDEN // HEADS,
+        "global_head_dim": 2 * HIDDEN // HEADS,
+        "sliding_window": 20,
+        "layer_types": kinds,
+        "vocab_size_per_layer_input": VOCABULARY,
+        **text,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "patch_size": 4,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 16,
+        "initializer_range": INITIALIZER_RANGE,
+    }
+    tokens: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 94}
+    tokens |= {"boi_token_id": VISION_START, "eoi_token_id": VISION_END, "audio_config": None}
+    model = Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=sizes, vision_config=vision, tie_word_embeddings=False, **tokens)
+    )
+    model.model.vision_tower.patch_embedder.position_embedding_table.data.normal_(0, INITIALIZER_RANGE)  # ones by default
+    return model
+
+
+def _gemma4_small(layers: int) -> nn.Module:
+    """As E2B and E4B: inputs of their own for the layers, the last quarter of which read the keys of earlier ones."""
+    return _gemma4(layers, hidden_size_per_layer_input=8, num_kv_shared_layers=layers // 4, use_double_wide_mlp=True)
+
+
+def _gemma4_moe(layers: int) -> nn.Module:
+    """As 26B-A4B: experts beside an MLP, images open to themselves, keys that are the values in full layers."""
+    experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": HIDDEN // 2}
+    alike = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "use_bidirectional_attention": "vision"}
+    return _gemma4(layers, hidden_size_per_layer_input=0, **experts, **alike)
+
+
 def _mrope(layers: int) -> dict[str, Any]:
     return {
         **_decoder(layers, KV_HEADS),
@@ -400,6 +447,8 @@ _BUILDERS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "llava-next-video": ("llava_next_video", _llava_next_video),
     "video-llava": ("video_llava", _video_llava),
     "gemma3": ("gemma3", _gemma3),
+    "gemma4": ("gemma4", _gemma4_small),
+    "gemma4-moe": ("gemma4", _gemma4_moe),
     "smolvlm": ("smolvlm", _smolvlm),
     "idefics3": ("idefics3", _idefics3),
     "idefics2": ("idefics2", _idefics2),

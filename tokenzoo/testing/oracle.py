@@ -29,7 +29,8 @@ class FullPrompt:
     `embeddings` [batch, length, hidden]; `positions` [axes, batch, length]; `logits` [batch, length, vocabulary];
     `mask` [batch, length], true where there is no padding. `additions`: what the decoder added to the rows behind a layer
     (DeepStack), [batch, length, hidden]. `blocks` [batch, length]: the number of the image of each row, -1 for text, where the
-    tokens of an image see each other (Gemma, by its `token_type_ids`).
+    tokens of an image see each other (Gemma, by its `token_type_ids` or `mm_token_type_ids`). `words` [batch, length, layers,
+    width]: what each token is to each layer (Gemma 4's per-layer inputs, before the embeddings have their say).
     """
 
     embeddings: torch.Tensor
@@ -38,6 +39,7 @@ class FullPrompt:
     mask: torch.Tensor
     additions: dict[int, torch.Tensor] = field(default_factory=dict)
     blocks: torch.Tensor | None = None
+    words: torch.Tensor | None = None
 
 
 @dataclass
@@ -93,14 +95,18 @@ def full_prompt(model: Any, decoder: Any, inputs: dict[str, Any]) -> FullPrompt:
     positions = positions if positions.ndim == 3 else positions[None]
     mask = inputs.get("attention_mask")
     mask = torch.ones(batch, length, device=embeddings.device) if mask is None else mask
-    return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool(), additions, _image_blocks(inputs))
+    blocks, words = _image_blocks(inputs, decoder), seen.get("per_layer_inputs")
+    return FullPrompt(embeddings, positions.expand(-1, batch, -1), logits, mask.bool(), additions, blocks, words)
 
 
-def _image_blocks(inputs: dict[str, Any]) -> torch.Tensor | None:
+def _image_blocks(inputs: dict[str, Any], decoder: Any) -> torch.Tensor | None:
     """Runs of image tokens, numbered in each row."""
-    if "token_type_ids" not in inputs:
+    if "token_type_ids" in inputs:
+        image = inputs["token_type_ids"] == 1
+    elif getattr(decoder.config, "use_bidirectional_attention", None) == "vision":
+        image = inputs["mm_token_type_ids"] > 0
+    else:
         return None
-    image = inputs["token_type_ids"] == 1
     begins = image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
     return torch.where(image, begins.cumsum(1), -1)
 
@@ -124,6 +130,7 @@ def oracle_logits(
     device = full.device
     gone = torch.tensor(sorted(set(range(trace.prompt_tokens)) - set(trace.entry)), dtype=torch.long, device=device)
     entry_index = torch.tensor(trace.entry, dtype=torch.long, device=device)
+    generated = _read(model, decoder, generated)
     following = decoder.embed_tokens(generated)
     hidden = torch.cat([full[gone], sample.entry, following])[None]
     first, count, new = len(gone), len(trace.entry), len(generated)
@@ -138,6 +145,8 @@ def oracle_logits(
     blocks = _blocks(prompt, index, columns[torch.cat([gone, entry_index])], new)
     masks: dict[int | None, torch.Tensor] = {}
     rotary: dict[str, Any] = {}
+    windows_alone = getattr(decoder.config, "use_bidirectional_attention", None) == "vision"  # Gemma 4
+    own = _layer_inputs(decoder, prompt, index, columns[torch.cat([gone, entry_index])], generated, hidden)
     hidden = _with_merged(hidden, first, sample.merged.get((-1, "attention")))
     each_type = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
     for number, layer in enumerate(decoder.layers):
@@ -147,29 +156,32 @@ def oracle_logits(
             rotary, masks = {}, {}
         kind, window = types[number], layer_window(decoder, number)
         if kind not in rotary:
-            given = (kind,) if each_type else ()
-            rotary[kind] = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None], *given)
+            each = (kind,) if each_type else ()
+            rotary[kind] = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None], *each)
         if number and trace.rows(number) != trace.rows(number - 1):
             masks = {}
         if window not in masks:
-            masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, blocks)
+            opened = blocks if window is not None or not windows_alone else None
+            masks[window] = _mask(first, count, new, trace.rows(number), hidden.dtype, whole[0], window, opened)
         mask, angles = masks[window], rotary[kind]
         unseen = _unseen(trace, number, first, count, new).to(hidden.device)
         if unseen.any():
             mask = mask.clone()
             mask[0, 0, first + count :][unseen] = torch.finfo(mask.dtype).min
         if number in sample.continued:
-            own = whole.clone()
+            moved = whole.clone()
             start = whole[:, first + trace.rows(number)[0], None]
-            own[:, first + count :] = start + sample.continued[number] + torch.arange(new, device=whole.device)
-            given = (kind,) if len(set(types)) > 1 else ()
-            angles = decoder.rotary_emb(hidden, own[0][None] if len(own) == 1 else own[:, None], *given)
+            moved[:, first + count :] = start + sample.continued[number] + torch.arange(new, device=whole.device)
+            each = (kind,) if each_type else ()
+            angles = decoder.rotary_emb(hidden, moved[0][None] if len(moved) == 1 else moved[:, None], *each)
         with _masks_allowed(decoder), _merging_inside(layer, first, sample.merged.get((number, "attention"))):
             if kind == "linear_attention":
                 present = [*(first + row for row in trace.rows(number)), *range(first + count, whole.shape[1])]
                 hidden = recurrent_layer(layer, hidden, present)
             else:
-                hidden = layer(hidden, attention_mask=mask, position_embeddings=angles, past_key_values=None)
+                given = {name: value if name == "shared_kv_states" else value[:, :, number] for name, value in own.items()}
+                given |= {"attention_mask": mask, "position_embeddings": angles, "past_key_values": None}
+                hidden = layer(hidden, **given)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number in prompt.additions:
             hidden[0, first : first + count] += prompt.additions[number][index, columns][entry_index]
@@ -178,6 +190,28 @@ def oracle_logits(
         [*(first + row for row in trace.rows(len(decoder.layers))), *range(first + count, first + count + new)], device=device
     )
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
+
+
+def _read(model: Any, decoder: Any, generated: torch.Tensor) -> torch.Tensor:
+    """Generated tokens as the model reads them: Gemma 4 takes a placeholder for padding."""
+    if not hasattr(decoder, "project_per_layer_inputs"):
+        return generated
+    placeholders = [getattr(model.config, f"{kind}_token_id") for kind in ("image", "video", "audio")]
+    return torch.where(torch.isin(generated, generated.new_tensor(placeholders)), decoder.config.pad_token_id, generated)
+
+
+def _layer_inputs(
+    decoder: Any, prompt: FullPrompt, index: int, columns: torch.Tensor, generated: torch.Tensor, hidden: torch.Tensor
+) -> dict[str, Any]:
+    """What Gemma 4's layers are given besides: a place for keys that later layers read and, in the small models, an input of
+    their own for each row, [1, rows, layers, width]."""
+    if not hasattr(decoder, "project_per_layer_inputs"):
+        return {}
+    own: dict[str, Any] = {"shared_kv_states": {}}
+    if prompt.words is not None:
+        words = torch.cat([prompt.words[index, columns], decoder.get_per_layer_inputs(generated)])
+        own["per_layer_input"] = decoder.project_per_layer_inputs(hidden, words[None])
+    return own
 
 
 def _with_merged(hidden: torch.Tensor, first: int, merged: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenzoo.host.families.decoder import DecoderOnly
 from tokenzoo.host.families.gemma3 import Gemma3
+from tokenzoo.host.families.gemma4 import Gemma4
 from tokenzoo.host.families.idefics import Idefics2, Idefics3
 from tokenzoo.host.families.internvl import InternVL
 from tokenzoo.host.families.llava import Llava
@@ -27,6 +28,7 @@ BUILT_IN: tuple[Family, ...] = (
     Qwen35(),
     InternVL(),
     Gemma3(),
+    Gemma4(),
     Idefics3(),
     Idefics2(),
     DecoderOnly(),
