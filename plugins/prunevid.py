@@ -61,20 +61,21 @@ class PruneVid(TokenReducer):
         means = torch.cat([x[start:stop].mean(0).expand(stop - start, -1, -1) for start, stop in scenes])
         inside, across = ops.distances(x), ops.distances(means)  # of every frame: what it costs depends on no picture
         into = torch.full((len(tokens.features),), -1, device=x.device)
-        made, anchors, sizes, count = [], [], [], 0
+        made, anchors, count = [], [], 0
+        group, groups = torch.full_like(into, -1), 0  # of each token that remains, told by the place where it stands
         for start, stop in scenes:
             static = self.static(x[start:stop])
-            groups = [(means[start], across[start], static, index[start:stop])]
-            groups += [(x[t], inside[t], ~static, index[t : t + 1]) for t in range(start, stop)]
-            for states, apart, chosen, own in groups:
+            parts = [(means[start], across[start], static, index[start:stop])]
+            parts += [(x[t], inside[t], ~static, index[t : t + 1]) for t in range(start, stop)]
+            for states, apart, chosen, own in parts:
                 places = chosen.nonzero()[:, 0]
                 merged, centres, cluster = self.clustered(states[places], apart[places][:, places])
                 made.append(merged)
                 anchors.append(own[0, places[centres]])
+                group[anchors[-1]] = groups
                 into[own[:, places]] = (count + cluster).expand(len(own), -1)
-                count += len(merged)
-                sizes.append(len(merged))
-        tokens.memory["prunevid"] = sizes
+                count, groups = count + len(merged), groups + 1
+        tokens.memory["prunevid"] = group.view(len(x), -1), groups
         return Reduction(torch.cat(made).to(tokens.features.dtype), torch.cat(anchors), into)
 
     def scenes(self, x: Tensor) -> list[tuple[int, int]]:
@@ -117,17 +118,18 @@ class PruneVid(TokenReducer):
 
     def pick(self, layer: DecoderLayer, count: int | None) -> Tensor:
         rows: Any = layer.text_after if len(layer.text_after) else "last"
-        score = layer.attention(rows).amax((0, 1))[layer.visual]
-        left = torch.ones_like(score, dtype=torch.bool)
-        for memory, places in zip(layer.source_memories, layer.sources(), strict=False):
-            start = 0
-            for size in memory.get("prunevid", ()):
-                group = places[start : start + size]
-                start += size
-                value = torch.where(group < 0, -torch.inf, score[group.clamp(min=0)])
-                dropped = group[value.argsort(descending=True, stable=True)[int(size * self.alpha) :]]
-                left[dropped[dropped >= 0]] = False
-        return left.nonzero()[:, 0]
+        score, places = layer.attention(rows).amax((0, 1))[layer.visual], layer.places()
+        group, count = torch.zeros_like(layer.visual), 1  # group 0 is what no video's group holds: it stays
+        for number, memory in enumerate(layer.source_memories):
+            if "prunevid" in memory:
+                of_place, groups = memory["prunevid"]
+                own, table = (places.source == number) & (places.patch >= 0), of_place.to(group.device)
+                found = table[places.view.clamp(0, len(table) - 1), places.patch.clamp(0, table.shape[1] - 1)]
+                group = torch.where(own & (found >= 0), count + found, group)
+                count += groups
+        sizes = torch.bincount(group, minlength=count).tolist()
+        quotas = torch.tensor([sizes[0], *(int(size * self.alpha) for size in sizes[1:])], device=group.device)
+        return ops.top_of_groups(score, group, quotas).sort().values
 
     # --- the KV cache -------------------------------------------------------------------------------------------
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from golden_cases import GoldenCases
+from tokenzoo_plugins.mustdrop import MustDrop
 from tokenzoo_plugins.prunevid import PruneVid, scenes_of
 
-from tokenzoo import DecoderLayer, Reduction, ops
+from tokenzoo import DecoderLayer, EncoderLayer, Reduction, ops
+from tokenzoo.method.decoder_layer import Places
 from tokenzoo.testing.authors import decide, visual_tokens
 
 GOLDEN = GoldenCases("golden_more")
-METHODS = ("prunevid",)
+METHODS = ("prunevid", "mustdrop_windows", "mustdrop_keyset")
 cases, golden = GOLDEN.cases, GOLDEN.values
 
 
@@ -47,23 +49,25 @@ def test_prunevid_merges_scenes(name: str) -> None:
 
 
 class Attended(DecoderLayer):
-    """A layer of visual tokens and the text behind them, of which the text's attention [heads, rows, tokens] is given."""
+    """A layer of a video's tokens and the text behind them, of which the text's attention [heads, rows, tokens] is given."""
 
     def attention(self, rows: Any = "last") -> torch.Tensor:
         return torch.cat([self.signals, torch.ones(*self.signals.shape[:2], len(self.text))], dim=2)
 
-    def sources(self) -> list[torch.Tensor]:
-        return [torch.arange(len(self.visual))]
+    def places(self) -> Places:
+        anchors, patches = self.memory["anchors"], self.memory["patches"]
+        return Places(torch.zeros_like(anchors), anchors // patches, anchors % patches, ("video",))
 
 
 @pytest.mark.parametrize("name", cases("prunevid_*"))
 def test_prunevid_keeps_what_the_text_attends_to(name: str) -> None:
     arrays = golden(name)
     method, tokens = prunevid(arrays)
-    count = len(decide(method, tokens).anchors)
+    anchors = decide(method, tokens).anchors
+    count = len(anchors)
     hidden, text = torch.zeros(count + 6, 4), torch.arange(count, count + 6)
     layer = Attended(10, 32, hidden, hidden, torch.arange(count), text, count, arrays["attn"], text_behind=6)
-    layer.source_memories = [tokens.memory]
+    layer.source_memories, layer.memory = [tokens.memory], {"anchors": anchors, "patches": arrays["P"]}
     assert method.pick(layer, None).tolist() == arrays["kept_stage2"].tolist()
 
 
@@ -80,6 +84,33 @@ def test_prunevid_keeps_what_the_text_attends_to(name: str) -> None:
 )
 def test_scenes_of_labels(labels: list[int], lengths: list[int]) -> None:
     assert [stop - start for start, stop in scenes_of(labels)] == lengths
+
+
+# --- MustDrop -------------------------------------------------------------------------------------------------------
+
+
+def merged_windows(arrays: dict[str, Any]) -> EncoderLayer:
+    x = arrays["x"]
+    patches = x.shape[1] - 1
+    layer = EncoderLayer(0, 24, "layer", x[:, 1:], torch.ones(len(x), patches), patches, True, lambda: x)
+    layer.apply(MustDrop(similar=arrays["threshold"]).encoder_pick(layer, None), "mustdrop", None)
+    return layer
+
+
+@pytest.mark.parametrize("name", cases("mustdrop_windows_*", "mustdrop_keyset_*"))
+def test_mustdrop_merges_windows(name: str) -> None:
+    arrays = golden(name)
+    layer = merged_windows(arrays)
+    assert torch.allclose(layer.hidden_states, arrays["out"][:, 1:], atol=1e-6)
+    assert "size" not in arrays or torch.equal(layer.sizes, arrays["size"][:, 1:])
+    if "cls_row" in arrays:
+        assert MustDrop().key_set(arrays["cls_row"][0].mean(0)[1:]).tolist() == arrays["key_set"][0].tolist()
+
+
+def test_mustdrop_leaves_a_border_that_fills_no_window() -> None:
+    windows, rest = MustDrop().windows(25, torch.device("cpu"))
+    assert windows.tolist() == [[0, 1, 2, 5, 6, 7, 10, 11, 12]] and len(rest) == 16
+    assert len(MustDrop().windows(12, torch.device("cpu"))[1]) == 12  # no square
 
 
 def test_no_golden_case_is_left_untested() -> None:

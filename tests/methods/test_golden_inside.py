@@ -15,6 +15,7 @@ from golden_cases import GoldenCases
 from tokenzoo_plugins.dart import DART
 from tokenzoo_plugins.fitprune import BRACKET, FitPrune, _Passes
 from tokenzoo_plugins.framefusion import FrameFusion, Progress
+from tokenzoo_plugins.mustdrop import MustDrop
 from tokenzoo_plugins.sparsevlm import SparseVLM
 from tokenzoo_plugins.v2drop import V2Drop
 from transformers import LlamaConfig, LlamaModel
@@ -24,7 +25,7 @@ from tokenzoo import ops
 from tokenzoo.method.decoder_layer import DecoderLayer, Places
 from tokenzoo.method.reduction import Reduction
 
-METHODS = ["dart", "fitprune", "framefusion", "sparsevlm", "v2drop"]
+METHODS = ["dart", "fitprune", "framefusion", "mustdrop_n", "sparsevlm", "v2drop"]
 GOLDEN = GoldenCases("golden_more")
 cases, golden = GOLDEN.cases, GOLDEN.arrays
 
@@ -256,6 +257,33 @@ def test_sparsevlm_merges_given_states(name: str) -> None:
 )
 def test_sparsevlm_counts_of_576_tokens_are_the_released_tables(version: int, ratios: tuple, published: list[int]) -> None:
     assert SparseVLM(version=version, ratios=ratios).kept(576, 32) == dict(zip((2, 6, 15), published, strict=True))
+
+
+# --- MustDrop: inside the LLM and in its cache; a bare decoder has no encoder --------------------------------------------
+
+
+@pytest.mark.parametrize("name", cases("mustdrop_n*"))
+def test_mustdrop(name: str) -> None:
+    arrays = golden(name)
+    keys = torch.zeros(int(arrays["img_len"]), dtype=torch.bool)
+    keys[arrays["key_set"]] = True
+
+    class Inside(MustDrop):
+        encoder_kept = tokenzoo.TokenReducer.encoder_kept
+        reduce = tokenzoo.TokenReducer.reduce
+        encoder_layers = tokenzoo.TokenReducer.encoder_layers
+
+        def is_key(self, layer: DecoderLayer) -> torch.Tensor:
+            return keys[layer.places().patch]
+
+    stages = arrays["prune_after_layers"].tolist()
+    method = Inside(total=float(arrays["global_thr"]), single=float(arrays["individual_thr"]), layer_list=tuple(stages))
+    sample, watch = run(name, method)
+    for stage, layer in enumerate(stages):
+        left = [row - int(arrays["sys_len"]) for row in sample.rows(layer + 1) if sample.visual[row]]
+        assert left == arrays[f"stage{stage}_original_index"].tolist()
+        assert watch.events[layer].positions().tolist() == arrays[f"stage{stage}_position_ids"].tolist()
+    assert [layers for layers, _ in sample.cached] == [list(range(stages[0], stages[-1] + 1))]
 
 
 # --- V2Drop ---------------------------------------------------------------------------------------------------------

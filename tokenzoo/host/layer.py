@@ -80,12 +80,6 @@ class LayerInSample:
         found = self.prefill.places(self.sample)
         return found.of(rows.to(found.source.device)).to(rows.device)
 
-    def sources(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        entered, present = self.prefill.entry.samples[self.sample], self.stage.rows[self.sample]
-        place = present.new_full((len(entered.columns),), -1)
-        place[present[rows]] = torch.arange(len(rows), device=rows.device)
-        return [place[source_rows.to(place.device)] for source_rows in entered.source_rows]
-
     def _projected(self, name: str) -> torch.Tensor:
         if self.around.index < 0:
             raise UnsupportedError("Before layer 0 no layer has queries, keys or attention: read them after its attention.")

@@ -54,7 +54,6 @@ class LayerSignals(Protocol):
     def frequencies(self) -> Tensor: ...
     def places(self) -> Places: ...
     def visible(self, rows: Tensor, columns: Tensor | None, following: bool) -> Tensor | None: ...
-    def sources(self, rows: Tensor) -> list[Tensor]: ...
 
 
 @dataclass
@@ -160,11 +159,6 @@ class DecoderLayer:
     def final_norm(self, states: Tensor) -> Tensor:
         """The LLM's last norm applied to states [..., hidden] (DART)."""
         return self.signals.final_norm(states)
-
-    def sources(self) -> list[Tensor]:
-        """For each image and video, where the tokens with which it entered the LLM (in their order, structural ones last) are
-        now: indices into `visual`, -1 for those that are gone."""
-        return self.signals.sources(self._place(self.visual))
 
     def positions(self) -> Tensor:
         """The position id of each token, [tokens], or [3, tokens] with M-RoPE."""

@@ -305,9 +305,6 @@ class _Layer:
         tokens = torch.arange(self.tokens)
         return Places(torch.zeros_like(tokens), torch.zeros_like(tokens), tokens, ("image",))
 
-    def sources(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        return []
-
     def visible(self, rows: torch.Tensor, columns: torch.Tensor | None, following: bool) -> None:
         return None
 
