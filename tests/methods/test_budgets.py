@@ -11,6 +11,8 @@ import torch
 from tiny_clip import tiny_clip
 from tokenzoo_plugins.cdpruner import CDPruner
 from tokenzoo_plugins.dart import DART
+from tokenzoo_plugins.fitprune import FitPrune
+from tokenzoo_plugins.framefusion import FrameFusion
 from tokenzoo_plugins.gprune import GPrune
 from tokenzoo_plugins.mmtok import MMTok
 from tokenzoo_plugins.sparsevlm import SparseVLM
@@ -132,3 +134,53 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="holds no CLIP model with its tokenizer"):
         kept(CDPruner(text_tower=str(tmp_path)), ["what"] * 3)
+
+
+def test_fitprunes_table_is_exact_where_it_was_made_and_stretched_elsewhere() -> None:
+    method = FitPrune(delete=(20, 30, 0, 25), tokens=100)
+    assert method.kept(100, 4) == {0: 80, 1: 50, 3: 25}
+    assert method.kept(200, 4) == {0: 160, 1: 100, 3: 50}
+    assert method.kept(100, 8) == {0: 90, 1: 80, 2: 65, 3: 50, 6: 38, 7: 25}
+    assert method.kept(100, 2) == {0: 50, 1: 25}
+    assert FitPrune(delete=(60, 60, 5), tokens=100).kept(100, 3) == {0: 40, 1: 0}
+    architecture = decoder(4)
+    assert method.schedule(Workload.images(architecture, 100, 40)) == [100, 80, 50, 50]
+    assert method.mlp_schedule(Workload.images(architecture, 100, 40)) == [80, 50, 50, 25]
+
+
+def test_fitprunes_knob_sets_the_mean_over_the_layers() -> None:
+    for retention in (0.2, 0.5, 0.9):
+        assert mean(FitPrune().at_retention(retention, 28), 28, 10_000) / 10_000 == pytest.approx(retention, abs=2e-3)
+    assert mean(FitPrune().at_retention(1.0, 28), 28) == 576
+    with pytest.raises(UnreachableError, match="'fitprune' sees all tokens in 15 of 28 layers"):
+        FitPrune(delete=(0, 10), tokens=20).at_retention(0.1, 28)
+
+
+@pytest.mark.parametrize(("family", "case"), [("llava", "single"), ("llava-onevision", "video")])
+def test_framefusion_spends_its_budget(family: str, case: str) -> None:
+    model = tiny_model(family, layers=12)
+    for cost in (0.3, 0.6):
+        with tokenzoo.apply(model, FrameFusion(cost=cost)) as run, torch.no_grad():
+            model(**tiny_inputs(model, case))
+        counts = run.trace.visual_tokens()
+        assert sum(counts) / 12 == pytest.approx(cost * sum(run.trace.samples[0].visual), abs=1)
+
+
+def test_framefusion_merges_frames_that_stay_the_same() -> None:
+    """A still video: before layer 0 one frame and the newline are left; then pruning, once the layers have nothing to merge."""
+    model = tiny_model("llava-onevision", layers=12)
+    inputs = tiny_inputs(model, "video")
+    inputs["pixel_values_videos"] = inputs["pixel_values_videos"][:, :1].expand_as(inputs["pixel_values_videos"]).clone()
+    with tokenzoo.apply(model, FrameFusion(cost=0.2)) as run, torch.no_grad():
+        model(**inputs)
+    sample = run.trace.samples[0]
+    entered, frames = sum(sample.visual), inputs["pixel_values_videos"].shape[1]
+    counts = run.trace.visual_tokens()
+    assert counts[0] == 1 + (entered - 1) // frames
+    assert counts[1] == counts[-1] < counts[0] and sum(counts) / 12 == pytest.approx(0.2 * entered, abs=1)
+    assert set(sample.exits().values()) == {(-1, "attention"), (0, "attention")}
+
+
+def test_a_budget_below_one_layer_is_out_of_reach() -> None:
+    with pytest.raises(UnreachableError, match="'framefusion' may see all tokens in one layer of 12"):
+        FrameFusion().at_retention(0.05, 12)

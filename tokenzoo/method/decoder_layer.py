@@ -165,7 +165,8 @@ class DecoderLayer:
         return self.signals.positions(self.kept) if self.renumbered is None else self.renumbered
 
     def places(self) -> Places:
-        """Which picture each visual token belongs to, and where it stands there: a video's frame and patch."""
+        """Which picture each visual token belongs to, and where it stands there: `source`, `view` (a video's frame) and `patch`,
+        each [visual], -1 for newlines; `kinds` says of each source whether it is an "image" or a "video"."""
         places = self.signals.places()
         return (places if self.kept is None else places.of(self.kept)).of(self.visual)
 
