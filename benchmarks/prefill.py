@@ -1,6 +1,7 @@
 """Prefill speed of every method on a Qwen2-0.5B-shaped decoder with random weights (24 layers x 896).
 
     python benchmarks/prefill.py [--visual 1568 3136] [--rounds 7] [--methods aim fastv ...] [--dtype bfloat16]
+    python benchmarks/prefill.py --own [--minutes 30] [--methods ...]
 
 bfloat16 is what large models are timed in, where the processor multiplies it natively (AVX512-BF16, AMX). On one that
 emulates it (AVX2: 8 times slower than float32) the default run takes an hour; --dtype float32 tells more there.
@@ -11,23 +12,34 @@ within a round, so that drift of the machine hits both alike), the ratio of FLOP
 the speed-up the FLOPs promise, the method's own share of its time, and the peak memory beside `none`'s. "raw model" is
 the model without tokenzoo. Then PageRank alone over 9408 tokens x 28 heads: the memory it adds. Visual tokens come as
 frames of 196, each a span of its own. Nothing here is comparable between machines but the ratios.
+
+--own asks for one thing of every registered method: its own share of a prefill, in processor time, so that it can be told on a
+busy machine. The model is LLaVA-OneVision's shape around the same decoder, so that methods which read the encoder run too: 8
+frames, SigLIP's width and heads, but two encoder layers without their MLP. A true encoder takes longer, so shares of such methods
+are upper bounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
+from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
-from transformers import Qwen2Config, Qwen2Model
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, Qwen2Model, SiglipVisionConfig
 
 import tokenzoo
 from tokenzoo.bench.memory import peak_bytes
-from tokenzoo.bench.timing import environment, milliseconds, watch_hooks
+from tokenzoo.bench.timing import environment, milliseconds, processor_milliseconds, watch_hooks
 from tokenzoo.cost import architecture_of, price_trace
+from tokenzoo.errors import UserError
 from tokenzoo.method import ops
+from tokenzoo.method.reduction import DataDependentError
+from tokenzoo.testing.inputs import Words
 from tokenzoo.zoo.plugins import load_zoo
 
 TEXT, FRAME, LAYERS, HIDDEN = 64, 196, 24, 896
@@ -45,10 +57,8 @@ METHODS = (
 )
 
 
-def decoder(dtype: torch.dtype) -> Qwen2Model:
-    """Qwen2-0.5B's decoder with random weights."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
+def decoder_config() -> Qwen2Config:
+    return Qwen2Config(
         vocab_size=1024,
         hidden_size=HIDDEN,
         intermediate_size=4864,
@@ -56,7 +66,12 @@ def decoder(dtype: torch.dtype) -> Qwen2Model:
         num_attention_heads=14,
         num_key_value_heads=2,
     )
-    return Qwen2Model(config).to(dtype).eval()
+
+
+def decoder(dtype: torch.dtype) -> Qwen2Model:
+    """Qwen2-0.5B's decoder with random weights."""
+    torch.manual_seed(0)
+    return Qwen2Model(decoder_config()).to(dtype).eval()
 
 
 def measure(model: Qwen2Model, visual: int, names: list[str], rounds: int) -> Table:
@@ -117,16 +132,82 @@ def pagerank_memory(tokens: int = 9408, heads: int = 28, kv_heads: int = 4, head
     return f"PageRank over {tokens} tokens x {heads} heads adds {added[0] / 1e9:.3f} GB at its peak ({taken / 1e3:.1f} s)"
 
 
+def own_shares(names: list[str], dtype: torch.dtype, minutes: float) -> Table:
+    """Each method's own share of one prefill of 8 frames, in processor time, beside its share of the FLOPs."""
+    torch.manual_seed(0)
+    vision = SiglipVisionConfig(
+        hidden_size=1152, intermediate_size=8, num_hidden_layers=2, num_attention_heads=16, image_size=384, patch_size=14,
+        vision_use_head=False,
+    )  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=decoder_config(),
+        image_token_index=1020,
+        video_token_index=1021,
+        vision_feature_layer=-1,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config).to(dtype).eval()
+    frames = 8
+    ids = torch.full((1, TEXT + frames * FRAME + 1), 5)
+    ids[:, TEXT // 2 : TEXT // 2 + frames * FRAME + 1] = 1021
+    pixels = torch.randn(1, frames, 3, 384, 384).to(dtype)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+    words = {"questions": ["what is shown in the picture"], "tokenizer": Words()}
+    rows = Table(title=f"own work: {frames * FRAME} visual + {TEXT} text tokens, processor time of one prefill", box=box.MARKDOWN)
+    for heading in ("method", "own share", "own FLOPs", "own s", "prefill s"):
+        rows.add_column(heading, justify="left" if heading == "method" else "right")
+    end = time.monotonic() + 60 * minutes
+    for name in names:
+        if time.monotonic() > end:
+            rows.add_row(name, "no time")
+            continue
+        try:
+            method = load_zoo().build(name)
+            watched, spent = watch_hooks(method, CPU, measure=processor_milliseconds)
+            with torch.inference_mode(), tokenzoo.apply(model, watched, **words) as run:
+                taken = processor_milliseconds(lambda: model(**inputs, use_cache=True, logits_to_keep=1))
+                trace = run.trace
+            rows.add_row(
+                name,
+                f"{sum(spent) / taken:.1%}",
+                own_flops(trace, model, method),
+                f"{sum(spent) / 1e3:.2f}",
+                f"{taken / 1e3:.1f}",
+            )
+            print(name, f"{sum(spent) / taken:.1%}", flush=True)
+        except UserError as error:
+            rows.add_row(name, f"refused: {str(error).partition('.')[0]}")
+    return rows
+
+
+def own_flops(trace: Any, model: Any, method: Any) -> str:
+    """A method's products as a share of all; where the picture decides what they are, they are not counted."""
+    try:
+        cost = price_trace(trace, architecture_of(model), method, convention="exact")
+    except (UserError, DataDependentError):
+        return "–"
+    return f"{cost.part('method').flops / cost.flops:.1%}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visual", type=int, nargs="+", default=[1568, 3136])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--own", action="store_true", help="each method's own share of one prefill, in processor time")
+    parser.add_argument("--minutes", type=float, default=30, help="with --own: begin no method after this (30)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     options = parser.parse_args()
-    console, model = Console(width=120), decoder(getattr(torch, options.dtype))
+    console = Console(width=120)
+    if options.own:
+        everything = load_zoo().names()
+        seed = [name for name in everything if name in {method.partition(":")[0] for method in METHODS}]
+        names = options.methods or [*seed, *(name for name in everything if name not in seed)]
+        console.print(environment(), own_shares(names, getattr(torch, options.dtype), options.minutes))
+        return
+    model = decoder(getattr(torch, options.dtype))
     console.print(environment(model))
-    names = ["none", *[name for name in options.methods if name != "none"]]
+    names = ["none", *[name for name in options.methods or METHODS if name != "none"]]
     for visual in options.visual:
         console.print(measure(model, visual, names, options.rounds))
     console.print(pagerank_memory())

@@ -48,7 +48,7 @@ def apply(
     `scaled`: the inputs were made of pictures that a method's `picture_scale` has already made smaller.
 
     When the block ends, however it ends, the model is as it was. Raises UnsupportedError for a model family without
-    adapter, a model in training mode, compiled or tensor parallel, a method that cannot work on this model, or a
+    adapter, a model in training mode, compiled as a whole or tensor parallel, a method that cannot work on this model, or a
     second use of one model.
     """
     outer, model = model, unwrapped(model)
@@ -67,7 +67,7 @@ def apply(
     if family.root(model) is None and visual is None:
         raise UserError("A bare decoder cannot tell its visual tokens: pass visual=[(start, end), ...], one per sample.")
     if any(method.enters or method.acts_inside for method in reducers):
-        check_model(outer)
+        check_model(outer, decoder)
     architecture = family.architecture(model)
     for method in reducers:
         method.check_model(architecture)

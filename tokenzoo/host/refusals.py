@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
 from tokenzoo.errors import UnsupportedError
+from tokenzoo.host.compiled import compiled
 from tokenzoo.host.entry import Entry
 from tokenzoo.host.family import FULL, Family, Module
 from tokenzoo.host.masks import BACKENDS
@@ -41,31 +42,22 @@ def check_scaling(method: str, family: Family, model: Module, scaled: bool) -> N
         )
 
 
-def check_model(model: Module) -> None:
-    """What a whole model must not be: in training, compiled, tensor parallel."""
+def check_model(model: Module, decoder: Module) -> None:
+    """What a whole model must not be: in training, compiled as a whole, tensor parallel."""
     if any(module.training for module in model.modules()):
         raise UnsupportedError(
             "The model, or a part of it, is in training mode; token reduction is for inference. Call model.eval() first."
         )
-    if _compiled(model):
+    if any(compiled(module) and any(part is decoder for part in module.modules()) for module in model.modules()):
         raise UnsupportedError(
-            "The model is compiled, and compiled code does not call the hooks that drop tokens. Load it again and leave out "
-            "compile(), or wrap it in torch.compile only where no method is applied."
+            "The model is compiled as a whole, and compiled code does not call the hooks that drop tokens. Load it again and "
+            "compile its parts: for layer in decoder.layers: layer.forward = torch.compile(layer.forward)."
         )
     if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise UnsupportedError(
             "The model is split by tensor parallelism, so each process would score its own heads and drop other tokens. Load it "
             "without tp_plan."
         )
-
-
-def _compiled(model: Module) -> bool:
-    """Whether calling the model, or a module in it, runs code that torch.compile made."""
-    for module in model.modules():
-        forward = vars(module).get("forward")
-        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            return True
-    return False
 
 
 def check_cache_methods(decoder: Module, layer_types: Collection[str], cuts: bool, reads: bool) -> None:
