@@ -65,7 +65,7 @@ def apply(
     for method in reducers:
         method.check_model(architecture)
     mrope = "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
-    methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
+    methods = Methods(reducers, architecture, mrope, hook_caller([*zoo.observers(), *observers]))
     run = Run(model, family, methods, visual, questions, tokenizer)
     with ExitStack() as stack:
         _ACTIVE.add(decoder)
@@ -93,7 +93,7 @@ def _reducers(zoo: Any, reducer: Any) -> list[TokenReducer]:
     return [reducer] if isinstance(reducer, TokenReducer) else list(reducer)
 
 
-def _hook_caller(plugins: Sequence[Any]) -> Any:
+def hook_caller(plugins: Sequence[Any]) -> Any:
     """A pluggy hook caller that asks the plugins in the order given (pluggy itself goes last to first)."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(RunHooks)
