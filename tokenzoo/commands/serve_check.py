@@ -70,7 +70,7 @@ def command(
     print_table(*table(found))
     for row in found:
         for index in row.differing:
-            texts = [checkpoint.decode([list(side.answers[index].tokens)])[0] for side in (row.ours, row.served)]
+            texts = [checkpoint.decode(torch.tensor([side.answers[index].tokens]))[0] for side in (row.ours, row.served)]
             print_line(f"{row.method}: '{questions[index].id}' is '{texts[0]}' in transformers, '{texts[1]}' in vLLM.")
     wrong = [row.method for row in found if not as_expected(row)]
     if wrong:

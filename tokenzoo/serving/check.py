@@ -1,4 +1,4 @@
-"""The same questions through Hugging Face with `tokenzoo.apply` and through vLLM: what each keeps, answers, and how fast vLLM is."""
+"""The same questions through Hugging Face with `tokenzoo.apply` and through vLLM: kept tokens, answers, vLLM's speed."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def in_transformers(checkpoint: Checkpoint, pipeline: Pipeline, questions: Seque
     return Side(answers, kept)
 
 
-def in_vllm(engine: Any, checkpoint: Checkpoint, questions: Sequence[Question], new_tokens: int) -> Side:
+def in_vllm(engine: Engine, checkpoint: Checkpoint, questions: Sequence[Question], new_tokens: int) -> Side:
     """Ask vLLM: some questions one by one, for the time to the first token, then all at once."""
     from vllm import SamplingParams
 
@@ -107,15 +107,14 @@ def in_vllm(engine: Any, checkpoint: Checkpoint, questions: Sequence[Question], 
     seconds = []
     for index, prompt in enumerate([prompts[0], *prompts[:ALONE]]):  # the first one warms up
         start = time.perf_counter()
-        engine.generate([anew(prompt, f"alone-{index}")], one_token, use_tqdm=False)
+        engine.generate([anew(prompt, f"alone-{index}")], one_token)
         seconds.append(time.perf_counter() - start)
-    engine.collective_rpc("tokenzoo_watch")
+    engine.watch()
     start = time.perf_counter()
-    made = engine.generate(prompts, greedy, use_tqdm=False)
+    made = engine.generate(prompts, greedy)
     elapsed = time.perf_counter() - start
-    kept = {picture: assignment for picture, assignment in engine.collective_rpc("tokenzoo_kept")[0]}
     answers = [Answer(len(one.prompt_token_ids), _until_end(one.outputs[0].token_ids, checkpoint)) for one in made]
-    return Side(answers, kept, len(prompts) / elapsed, median(seconds[1:]))
+    return Side(answers, engine.kept(), len(prompts) / elapsed, median(seconds[1:]))
 
 
 class Watch:
@@ -134,8 +133,33 @@ class Watch:
         return getattr(self.get_model(), "encoding", None)  # type: ignore[attr-defined]
 
 
+class Engine:
+    """vLLM with a method; the one thing that holds it, so that it is gone once closed."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def generate(self, prompts: Sequence[Any], sampling: Any) -> list[Any]:
+        """vLLM's outputs, in order."""
+        return self._llm.generate(prompts, sampling, use_tqdm=False)
+
+    def kept(self) -> Kept:
+        """What became of the tokens of the pictures that were encoded since `watch`."""
+        return {picture: assignment for picture, assignment in self._llm.collective_rpc("tokenzoo_kept")[0]}
+
+    def watch(self) -> None:
+        """Note from now on what becomes of tokens."""
+        self._llm.collective_rpc("tokenzoo_watch")
+
+    def close(self) -> None:
+        """End it at once: a second one in this process would lose its own state as the first is collected."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+
+
 @contextmanager
-def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> Iterator[Any]:
+def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> Iterator[Engine]:
     """vLLM with a method, for as long as the block lasts. `options`: further arguments of `vllm.LLM`."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
@@ -145,14 +169,13 @@ def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> I
     given = {"enforce_eager": not torch.cuda.is_available(), **options}
     given["hf_overrides"] = {**given.get("hf_overrides", {}), KEY: method}
     try:
-        made = LLM(locate(model), dtype=dtype, worker_extension_cls=f"{__name__}.{Watch.__name__}", **given)
+        made = Engine(LLM(locate(model), dtype=dtype, worker_extension_cls=f"{__name__}.{Watch.__name__}", **given))
     except (RuntimeError, ValueError, TypeError) as error:
         raise FailedError(f"vLLM does not start with '{method}': {first_line(error)}.") from error
     try:
         yield made
     finally:
-        del made
-        gc.collect()
+        made.close()
 
 
 def prompt_of(checkpoint: Checkpoint, question: Question) -> dict[str, Any]:

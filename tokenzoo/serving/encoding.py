@@ -41,7 +41,11 @@ class TowerWatch(VisionWatch):
 
     def encode(self, kind: str, encode: Encode, call: Mapping[str, Any]) -> tuple[Sequence[torch.Tensor], list[EncodedSource]]:
         """What the encoder makes of a call, and what the watch saw."""
-        made = self._encode(kind, encode, **call)
+
+        def original(**kwargs: Any) -> Sequence[torch.Tensor]:
+            return encode(**kwargs)
+
+        made = self._encode(kind, original, **call)
         return made, self.encoded.pop(kind)
 
     def forget(self) -> None:

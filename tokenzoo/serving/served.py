@@ -34,12 +34,10 @@ KEY = "tokenzoo"
 WATCHED = ("llava", "llava_next", "llava_onevision")
 #: Of these, the ones whose tower can be built whole where vLLM leaves out layers behind the one it needs.
 WHOLE = ("llava", "llava_next")
-#: Pictures of no model in particular, to see at start-up what a method does: one view, a base view with tiles, a video.
-EXAMPLES = (
-    Source("image", (144,), grids=((12, 12),)),
-    Source("image", (144, 288), 12, (144, 144, 144), ((12, 12), (12, 24))),
-    Source("video", (144,) * 4, grids=((12, 12),) * 4),
-)
+#: Pictures of no model in particular, to see at start-up what a method does.
+ONE_VIEW = Source("image", (144,), grids=((12, 12),))
+TILED = Source("image", (144, 288), 12, (144, 144, 144), ((12, 12), (12, 24)))
+VIDEO = Source("video", (144,) * 4, grids=((12, 12),) * 4)
 
 _MADE: dict[str, Served] = {}
 
@@ -133,10 +131,12 @@ def _made(config: Any, pipeline: Pipeline) -> Served:
     made = Served(pipeline, family, model, methods)
     for method in pipeline.reducers:
         _check_method(method, made)
-    _check_encoder(made)
-    for source in EXAMPLES:
-        if source.kind == "image" or family.token_id(model, "video") is not None:
-            _check_source(made, source)
+    tiles, videos = hasattr(config, "image_grid_pinpoints"), family.token_id(model, "video") is not None
+    sources = (ONE_VIEW, *[TILED] * tiles, *[VIDEO] * videos)
+    entering = [method for method in pipeline.reducers if method.enters]
+    _check_encoder(made, any(method.early(source, architecture) for method in entering for source in sources))
+    for source in sources:
+        _check_source(made, source)
     return made
 
 
@@ -161,10 +161,10 @@ def _check_method(method: TokenReducer, made: Served) -> None:
         raise UnsupportedError(f"'{method}' keeps position ids, but vLLM numbers a prompt's tokens 0, 1, 2, ...{renumber}")
 
 
-def _check_encoder(made: Served) -> None:
-    """What is read of the encoder must be there in vLLM, in a place that can be watched."""
+def _check_encoder(made: Served, early: bool) -> None:
+    """What is read of the encoder, or changed before the projector (`early`), must be where it can be watched in vLLM."""
     kind, layers = made.model.config.model_type, made.encoder_layers
-    if kind not in WATCHED and (layers or made.methods.reduces_early):
+    if kind not in WATCHED and (layers or early):
         raise UnsupportedError(
             f"'{made.pipeline}' reads the vision encoder of a '{kind}' model, which tokenzoo does not watch in vLLM "
             f"({', '.join(WATCHED)}: it does). Serve a method that sees the LLM's input alone."
@@ -178,6 +178,7 @@ def _check_encoder(made: Served) -> None:
 
 def _check_source(made: Served, source: Source) -> None:
     """What a method does to a picture: its count must be fixed, and it may not look at what vLLM does not show."""
+    made.entered(source)
     workload = Workload(made.methods.architecture, (source,), 8)
     for step in made._account(source).steps:
         declared = step.method.text_aware and not step.method.acts_inside
