@@ -93,7 +93,7 @@ def in_transformers(checkpoint: Checkpoint, pipeline: Pipeline, questions: Seque
         seen = [picture for of_kind in pictures for picture in of_kind]
         kept.update({picture: source.assignment for picture, source in zip(seen, sample.sources, strict=True)})
         tokens = made[0, inputs["input_ids"].shape[1] :].tolist()
-        answers.append(Answer(len(sample.entry), _until_end(tokens, checkpoint)))
+        answers.append(Answer(len(sample.entry), until_end(tokens, checkpoint)))
     return Side(answers, kept)
 
 
@@ -113,7 +113,7 @@ def in_vllm(engine: Engine, checkpoint: Checkpoint, questions: Sequence[Question
     start = time.perf_counter()
     made = engine.generate(prompts, greedy)
     elapsed = time.perf_counter() - start
-    answers = [Answer(len(one.prompt_token_ids), _until_end(one.outputs[0].token_ids, checkpoint)) for one in made]
+    answers = [Answer(len(one.prompt_token_ids), until_end(one.outputs[0].token_ids, checkpoint)) for one in made]
     return Side(answers, engine.kept(), len(prompts) / elapsed, median(seconds[1:]))
 
 
@@ -204,7 +204,7 @@ def _shown(inputs: Mapping[str, Any], kind: str) -> bool:
     return inputs.get("pixel_values" if kind == "image" else "pixel_values_videos") is not None
 
 
-def _until_end(tokens: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
+def until_end(tokens: Sequence[int], checkpoint: Checkpoint) -> tuple[int, ...]:
     """An answer up to its end: `generate` writes the token that ends it, vLLM does too, some pad behind it."""
     end = checkpoint.model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])
