@@ -17,7 +17,7 @@ ORDER = [
     {"host", "cost", "models"},
     {"application"},
     {"counting", "bench"},
-    {"lmms"},
+    {"lmms", "serving"},
     {"testing", "comparison", "training"},
     {"report"},
     {"studies"},

@@ -75,7 +75,7 @@ def apply(
         if method.picture_scale != 1:
             check_scaling(method.name, family, model, scaled)
     mrope = family.mrope or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
-    methods = Methods(reducers, architecture, mrope, _hook_caller([*zoo.observers(), *observers]))
+    methods = Methods(reducers, architecture, mrope, hook_caller([*zoo.observers(), *observers]))
     adapter.check_layers(decoder, [index for index in methods.acting if index >= 0])
     run = Run(model, family, methods, visual, questions, tokenizer)
     with ExitStack() as stack:
@@ -110,7 +110,7 @@ def _reducers(zoo: Any, reducer: Any) -> list[TokenReducer]:
     return [reducer] if isinstance(reducer, TokenReducer) else list(reducer)
 
 
-def _hook_caller(plugins: Sequence[Any]) -> Any:
+def hook_caller(plugins: Sequence[Any]) -> Any:
     """A pluggy hook caller that asks the plugins in the order given (pluggy itself goes last to first)."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(RunHooks)

@@ -35,6 +35,7 @@ COMMANDS = {
     "show": "Show a method: parameters, hooks, paper, presets.",
     "plugins": "Show what is loaded, from where, and what failed.",
     "new": "Start a method of your own: a distribution ready to install.",
+    "serve-check": "Compare a method served by vLLM with the same in Hugging Face.",
     "check": "Test a method against the host's guarantees.",
 }
 

@@ -32,13 +32,14 @@ _counted: dict[Any, int] = {}
 def reduce_flops(step: EntryStep, source: Source, workload: Workload) -> int:
     """Matrix products of one `reduce` on one image or video."""
     method, text = step.method, _Text(workload)
+    encoder = _Encoder(source, workload.architecture, sum(step.views), step.encoder)
     cuts = tuple((cut.layer, cut.after, cut.left) for cut in step.encoder)
     key = (type(method), str(method), step.early, step.views, step.left, source, workload.architecture, cuts)
     if key in _counted:  # it read no text, so a longer one costs no more
         return _counted[key]
     flops = _count(
         (*key, workload.text_tokens, workload.text_after),
-        lambda: method.reduce(_tokens(step, source, workload.architecture, text)),
+        lambda: method.reduce(_tokens(step, source, workload.architecture, text, encoder)),
     )
     if not text.read:
         _counted[key] = flops
@@ -74,6 +75,14 @@ def encoder_flops(method: TokenReducer, steps: tuple[EncoderStep, ...], source: 
                 method.encoder_pick(event, then)
 
     return _count((type(method), str(method), places, source.before_projector, source.kind, architecture), run)
+
+
+def signals_read(step: EntryStep, source: Source, workload: Workload) -> set[str]:
+    """What else than tokens and encoder layers one `reduce` looks at: "text" of the prompt, the encoder's "pooling head"."""
+    text, encoder = _Text(workload), _Encoder(source, workload.architecture, sum(step.views), step.encoder)
+    with torch.no_grad(), Weightless():
+        step.method.reduce(_tokens(step, source, workload.architecture, text, encoder))
+    return {name for name, read in (("text", text.read), ("pooling head", encoder.head_read)) if read}
 
 
 def pick_flops(method: TokenReducer, entered: int, steps: tuple[tuple[int, int, int], ...], workload: Workload) -> int:
@@ -167,7 +176,7 @@ def _count(key: Any, run: Callable[[], Any]) -> int:
     return _counted[key]
 
 
-def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _Text) -> VisualTokens:
+def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _Text, encoder: _Encoder) -> VisualTokens:
     total = sum(step.views)
     whole = source.before_projector if step.early else source.view_tokens
     grids = source.grids if step.views == source.view_tokens and source.grids else tuple(map(guessed_grid, step.views))
@@ -180,7 +189,7 @@ def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _
         early=step.early,
         left=step.left,
         has_cls=architecture.has_cls,
-        encoder=_Encoder(source, architecture, total, step.encoder),
+        encoder=encoder,
         text=None if step.early else text,
         anchors=None if step.views == whole else torch.arange(total),
         architecture=architecture,
@@ -188,11 +197,11 @@ def _tokens(step: EntryStep, source: Source, architecture: Architecture, text: _
 
 
 class _Encoder:
-    """The encoder's signals by shape alone."""
+    """The encoder's signals by shape alone. `head_read`: whether a method looked at its pooling head."""
 
     def __init__(self, source: Source, architecture: Architecture, tokens: int, cuts: tuple[EncoderStep, ...] = ()) -> None:
         self.source, self.architecture, self.tokens, self.cuts = source, architecture, tokens, cuts
-        self.cls = int(architecture.has_cls)
+        self.cls, self.head_read = int(architecture.has_cls), False
 
     def query_key(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         views = self.source.before_projector
@@ -219,6 +228,7 @@ class _Encoder:
 
     def pooling_head(self, early: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The model runs its head in any case, so reading it costs nothing."""
+        self.head_read = True
         views = len(self.source.before_projector)
         return torch.zeros(self.tokens), stand_in(views, self.architecture.encoder_hidden)
 
@@ -226,10 +236,13 @@ class _Encoder:
 class _Text:
     """The sample's text by shape alone. `read`: whether a method looked at it."""
 
-    question = "What is shown?"
-
     def __init__(self, workload: Workload) -> None:
         self.workload, self.read = workload, False
+
+    @property
+    def question(self) -> str:
+        self.read = True
+        return "What is shown?"
 
     def _rows(self, count: int) -> torch.Tensor:
         self.read = True

@@ -1,0 +1,211 @@
+"""Stock vLLM with a method, on both embedded models, against the Hugging Face model with the same method."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import tokenzoo
+from tokenzoo import FailedError
+from tokenzoo.bench.tasks import builtin_tasks, task
+from tokenzoo.cli import cli
+from tokenzoo.models.checkpoint import load
+from tokenzoo.models.inputs import prompt_text
+from tokenzoo.models.question import Question
+from tokenzoo.zoo.plugins import load_zoo
+
+pytestmark = pytest.mark.vllm
+
+#: Engines end and begin in this process: four times as quick as one process each.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+LAYERS, NEW_TOKENS = 12, 4
+#: Chunks of 96 tokens split pictures: of LLaVA 144, of LLaVA-OneVision 300 tokens.
+OPTIONS = {"max_model_len": 1024, "max_num_seqs": 8, "max_num_batched_tokens": 96, "skip_mm_profiling": True}
+#: AIM's merging alone: before the projector of LLaVA by the last encoder layer's keys, before the LLM of LLaVA-OneVision.
+MERGING = f"aim:l1={LAYERS}"
+METHODS = ["none", "random", "pool", MERGING, "divprune:retention=0.25"]
+CASES = [("llava", method) for method in [*METHODS, "fastervlm"]]
+CASES += [("onevision", method) for method in [*METHODS[1:], "dycoke"]]
+
+
+class Served:
+    """vLLM with a method, and the Hugging Face model to compare with."""
+
+    def __init__(self, name: str, method: str, engine, checkpoint) -> None:
+        self.name, self.method, self.engine, self.checkpoint = name, method, engine, checkpoint
+
+    def ask(self, questions):
+        """vLLM's (prompt tokens, answer) of each, all handed over at once."""
+        from vllm import SamplingParams
+
+        from tokenzoo.serving.check import prompt_of, until_end
+
+        greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS)
+        made = self.engine.generate([prompt_of(self.checkpoint, question) for question in questions], greedy)
+        return [(len(one.prompt_token_ids), until_end(one.outputs[0].token_ids, self.checkpoint)) for one in made]
+
+    @torch.inference_mode()
+    def expected(self, question):
+        """The same of the Hugging Face model. vLLM takes each picture of a prompt for one that stands alone."""
+        from tokenzoo.serving.check import until_end
+
+        inputs = self.checkpoint.inputs([question])
+        if len(question.images) > 1:
+            processor = self.checkpoint.processor
+            text = prompt_text(question, processor, "<image>", "<video>")
+            inputs = processor(text=[text], images=list(question.images), return_tensors="pt")
+            inputs.pop("token_type_ids", None)
+        with tokenzoo.apply(self.checkpoint.model, self.method) as run:
+            made = self.checkpoint.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        answer = made[0, inputs["input_ids"].shape[1] :].tolist()
+        return len(run.trace.samples[0].entry), until_end(answer, self.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def checkpoints():
+    return {name: load(f"embedded:{name}", "float32") for name in ("llava", "onevision")}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def served(request, checkpoints):
+    from tokenzoo.serving.check import engine
+
+    name, method = request.param
+    with engine(f"embedded:{name}", method, "float32", OPTIONS) as made:
+        yield Served(name, method, made, checkpoints[name])
+
+
+def test_tokens_kept_prompts_and_answers_are_those_of_hugging_face(served) -> None:
+    from tokenzoo.serving.check import Comparison, in_transformers, in_vllm
+
+    kinds = ("image", "video") if served.name == "onevision" else ("image",)
+    questions = [question for one in builtin_tasks() if one.modality in kinds for question in one.questions(3, 0)]
+    ours = in_transformers(served.checkpoint, load_zoo().build(served.method), questions, NEW_TOKENS)
+    row = Comparison(served.method, ours, in_vllm(served.engine, served.checkpoint, questions, NEW_TOKENS))
+    reduced = 0 if served.method == "none" else sum(served.method != "dycoke" or bool(one.video) for one in questions)
+    assert (row.prompts, row.pictures, row.kept) == (len(questions), reduced, reduced)
+    assert not row.differing
+
+
+def test_prompts_of_every_sort_at_once_and_again(served) -> None:
+    """Two pictures, one picture twice, one under two questions, none; the second time everything is cached."""
+    first, second = (question.images[0] for question in task("attribute").questions(2, 7))
+    asked = ["what color is the circle?", "which shape is red?"]
+    questions = [
+        Question("two", asked[0], (first, second)),
+        Question("none", asked[0]),
+        Question("twice", asked[0], (first, first)),
+        Question("one", asked[0], (first,)),
+        Question("other question", asked[1], (first,)),
+        Question("the other way round", asked[0], (second, first)),
+    ]
+    if served.name == "onevision":
+        questions += task("when").questions(2, 7)
+    expected = [served.expected(question) for question in questions]
+    assert served.ask(questions) == expected
+    assert [served.ask([question])[0] for question in questions] == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [("fastv", "inside the LLM"), ("prumerge", "as the picture asks for"), ("mmtok", "reads the question")]
+)
+def test_what_cannot_be_served_does_not_start(method: str, reason: str) -> None:
+    from tokenzoo.serving.check import engine
+
+    with (
+        pytest.raises((FailedError, tokenzoo.UnsupportedError), match=reason),
+        engine("embedded:llava", method, "float32", OPTIONS),
+    ):
+        pass
+
+
+def test_serve_check_prints_one_table() -> None:
+    arguments = ["embedded:llava", "--method", "pool", "--limit", "3", "--engine", json.dumps(OPTIONS)]
+    done = CliRunner().invoke(cli, ["serve-check", *arguments], catch_exceptions=False)
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["none", "152.7", "3", "of", "3", "–", "3", "of", "3"] in [line[:9] for line in lines]
+    assert ["pool", "44.7", "3", "of", "3", "3", "of", "3", "3", "of", "3"] in [line[:11] for line in lines]
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The OpenAI-compatible server, started as a user starts it; its address."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    from tokenzoo.models.names import locate
+
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", locate("embedded:llava"), "--port", str(port)]
+    command += ["--hf-overrides", '{"tokenzoo": "divprune:retention=0.25"}', "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "1024", "--max-num-seqs", "8", "--skip-mm-profiling", "--served-model-name", "llava"]
+    settings = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=settings)
+    try:
+        wait(process, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}/v1/chat/completions"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait(process, address: str, log, patience: float = 400) -> None:
+    """Until the server answers; what it wrote where it ends instead."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def post(address: str, question) -> tuple[int, str]:
+    """(prompt tokens, answer) as the server tells them."""
+    content = []
+    for image in question.images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        content.append({"type": "image_url", "image_url": {"url": url}})
+    content.append({"type": "text", "text": question.prompt})
+    body = {"model": "llava", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": NEW_TOKENS}
+    call = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(call, timeout=120) as answer:
+        made = json.load(answer)
+    return made["usage"]["prompt_tokens"], made["choices"][0]["message"]["content"].strip()
+
+
+def test_many_clients_of_the_openai_server_get_the_same_answers(server, checkpoints) -> None:
+    checkpoint = checkpoints["llava"]
+    questions = [question for one in builtin_tasks() if one.modality == "image" for question in one.questions(4, 3)]
+    questions = [*questions, Question("none", "what color is the circle?"), *questions[:4]]
+    expected = []
+    for question in questions:
+        inputs = checkpoint.inputs([question])
+        with tokenzoo.apply(checkpoint.model, "divprune:retention=0.25") as run, torch.inference_mode():
+            made = checkpoint.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        text = checkpoint.decode(made[:, inputs["input_ids"].shape[1] :])[0]
+        expected.append((len(run.trace.samples[0].entry), text))
+    with ThreadPoolExecutor(8) as clients:
+        assert list(clients.map(lambda question: post(server, question), questions)) == expected
