@@ -50,6 +50,17 @@ def test_a_call_gets_the_last_rows_that_it_asks_for(family: str, method: str) ->
             torch.testing.assert_close(model(**inputs, logits_to_keep=keep).logits, everything[:, -keep:])
 
 
+def test_layers_that_read_earlier_keys_run_on_the_last_row_in_generate() -> None:
+    model, rows = tiny_model("gemma4", layers=LAYERS), []
+    handle = model.model.language_model.layers[9].mlp.register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[1])
+    )
+    with tokenzoo.apply(model, "fastv:K=2"), torch.no_grad():
+        model.generate(**tiny_inputs(model, "left"), max_new_tokens=1, do_sample=False)
+    handle.remove()
+    assert rows == [1]
+
+
 def test_a_prompt_that_ends_with_a_picture_loses_its_last_rows() -> None:
     """The layers that read earlier keys are given the last rows; here those are other ones than the prompt's."""
     model = tiny_model("gemma4", layers=LAYERS)
