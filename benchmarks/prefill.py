@@ -167,16 +167,12 @@ def own_shares(names: list[str], dtype: torch.dtype, minutes: float) -> Table:
             with torch.inference_mode(), tokenzoo.apply(model, watched, **words) as run:
                 taken = processor_milliseconds(lambda: model(**inputs, use_cache=True, logits_to_keep=1))
                 trace = run.trace
-            rows.add_row(
-                name,
-                f"{sum(spent) / taken:.1%}",
-                own_flops(trace, model, method),
-                f"{sum(spent) / 1e3:.2f}",
-                f"{taken / 1e3:.1f}",
-            )
-            print(name, f"{sum(spent) / taken:.1%}", flush=True)
+            own, whole = sum(spent) / 1e3, taken / 1e3
+            cells = [name, f"{own / whole:.1%}", own_flops(trace, model, method), f"{own:.2f}", f"{whole:.1f}"]
         except UserError as error:
-            rows.add_row(name, f"refused: {str(error).partition('.')[0]}")
+            cells = [name, f"refused: {str(error).partition('.')[0]}"]
+        print(*cells, sep=" | ", flush=True)
+        rows.add_row(*cells)
     return rows
 
 
