@@ -25,7 +25,7 @@ from tokenzoo import ops
 from tokenzoo.method.decoder_layer import DecoderLayer, Places
 from tokenzoo.method.reduction import Reduction
 
-METHODS = ["dart", "fitprune", "framefusion", "mustdrop_n", "sparsevlm", "v2drop"]
+METHODS = ["dart", "fitprune", "framefusion", "mustdrop_n144", "sparsevlm", "v2drop"]
 GOLDEN = GoldenCases("golden_more")
 cases, golden = GOLDEN.cases, GOLDEN.arrays
 
