@@ -27,8 +27,8 @@ def gpu() -> Any:
 def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     methods = ("none", "aim", "fastv", "prumerge")
-    command = [sys.executable, str(PROGRAM), "--tiny", "--rounds", "1", "--json", str(file), "--methods", *methods]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(PROGRAM), "--tiny", "--rounds", "1", "--minutes", "60", "--json", str(file)]
+    done = subprocess.run([*command, "--methods", *methods], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
     tables = {table["scenario"]: {row["method"]: row for row in table["rows"]} for table in report["tables"]}
