@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenzoo.method.trace import SampleTrace, SourceTrace, Trace
-from tokenzoo.method.workload import Source
+from tokenzoo.method.trace import EncoderTrace, SampleTrace, SourceTrace, Trace
+from tokenzoo.method.workload import EncoderCut, Source
 from tokenzoo.report.kept import greyed, kept_figure, own_tokens, patch_rows, stage_pictures, thinned
 
 
@@ -41,6 +41,22 @@ def test_caches_that_were_cut_stand_behind_the_layers():
         "cache of layer 3: 1 tokens",
     ]
     assert pictures[1].views[0].tolist() == [[False, True], [False, True]]
+
+
+def test_the_encoder_stands_before_the_layers():
+    """Patch 1 merges into patch 0 in layer 0, patch 2 is dropped in layer 1, patch 3 merges into patch 0 in layer 4."""
+    cuts = tuple(EncoderCut(layer, "attention", left) for layer, left in ((0, 3), (1, 2), (4, 1)))
+    encoder = EncoderTrace(6, cuts, [-1, 0, 1, 4])
+    source = SourceTrace(Source("image", (4,)), ((2, 2),), (3,), 1, (1,), (), [0, 0, -1, 0], encoder)
+    pictures = stage_pictures(trace(source, [(0, list(range(9)))]))
+    titles = ["encoder layer 0: 3 tokens", "encoder layers 1–3: 2 tokens", "layers 0–3: 1 tokens"]
+    assert [one.title for one in pictures] == titles
+    assert [one.own[0].tolist() for one in pictures[:2]] == [[[True, False], [True, True]], [[True, False], [False, True]]]
+    alive = [[[True, True], [True, True]], [[True, True], [False, True]], [[True, True], [False, True]]]
+    assert [one.views[0].tolist() for one in pictures] == alive
+    assert own_tokens(trace(source, [(0, list(range(9)))])).tolist() == [True, False, False, False]
+    figure = kept_figure([np.zeros((8, 8, 3), np.uint8)], trace(source, [(0, list(range(9)))]), "tome")
+    assert [axes.get_title() for axes in figure.axes] == titles
 
 
 def test_newlines_are_no_patches():

@@ -21,6 +21,7 @@ class StagePicture:
     """The decoder layers `first` to `last`: how many tokens of the source are there, and which patches live on in them.
 
     `views` holds a bool array [height, width] for each view. `cache`: it is what their KV caches hold after the prompt.
+    `own`: inside the encoder, whose layers these are then, a bool array for each view of which patches have a token of their own.
     """
 
     first: int
@@ -28,11 +29,13 @@ class StagePicture:
     tokens: int
     views: list[np.ndarray]
     cache: bool = False
+    own: list[np.ndarray] | None = None
 
     @property
     def title(self) -> str:
         layers = f"layer {self.first}" if self.first == self.last else f"layers {self.first}–{self.last}"
-        return f"{'cache of ' * self.cache}{layers}: {self.tokens} tokens"
+        where = "encoder " if self.own is not None else "cache of " * self.cache
+        return f"{where}{layers}: {self.tokens} tokens"
 
 
 def patch_rows(source: SourceTrace) -> np.ndarray:
@@ -49,6 +52,8 @@ def own_tokens(trace: Trace, sample: int = 0) -> np.ndarray:
     recorded = trace.samples[sample]
     source = recorded.sources[0]
     patches = sum(height * width for height, width in source.grids)
+    if source.encoder is not None and not source.steps:
+        return np.asarray(source.encoder.left_in) < 0
     if source.assignment is None or source.source.structural or sum(source.source.view_tokens) != patches:
         return np.ones(patches, bool)
     text = {place for place, visual in zip(recorded.entry, recorded.visual, strict=True) if not visual}
@@ -70,7 +75,7 @@ def _content(source: SourceTrace) -> np.ndarray:
 
 
 def stage_pictures(trace: Trace, sample: int = 0, source: int = 0) -> list[StagePicture]:
-    """What is left of a source in each stage of layers, and then in KV caches that were cut."""
+    """What is left of a source inside the encoder, in each stage of decoder layers, and then in KV caches that were cut."""
     recorded = trace.samples[sample]
     seen = recorded.sources[source]
     rows = patch_rows(seen)
@@ -78,11 +83,27 @@ def stage_pictures(trace: Trace, sample: int = 0, source: int = 0) -> list[Stage
     ends = [stage[0] - 1 for stage in stages[1:]] + [trace.layers - 1]
     spans = [(first, last, present, False) for (first, present), last in zip(stages, ends, strict=True)]
     spans += [(layers[0], layers[-1], present, True) for layers, present in recorded.cached]
-    pictures = []
+    pictures = _encoder_pictures(seen, rows)
     for first, last, present, cache in spans:
         alive = np.isin(rows, present) & (rows >= 0)
         tokens = len(set(seen.rows) & set(present))
         pictures.append(StagePicture(first, last, tokens, split_views(alive, seen.grids), cache))
+    return pictures
+
+
+def _encoder_pictures(source: SourceTrace, rows: np.ndarray) -> list[StagePicture]:
+    """What is left behind a third and behind two thirds of the encoder's cuts; behind the last is what the LLM begins with."""
+    if source.encoder is None:
+        return []
+    cuts, pictures = source.encoder.cuts, []
+    left_in = np.asarray(source.encoder.left_in)
+    for number in sorted({len(cuts) // 3, 2 * len(cuts) // 3} - {0}):
+        first, last = cuts[number - 1].layer, cuts[number].layer - 1
+        own = (left_in < 0) | (left_in > first)
+        alive = own | (rows >= 0)
+        tokens = cuts[number - 1].left * len(source.grids)
+        views = split_views(alive, source.grids)
+        pictures.append(StagePicture(first, max(first, last), tokens, views, own=split_views(own, source.grids)))
     return pictures
 
 
@@ -129,8 +150,8 @@ def kept_figure(views: Sequence[Any], trace: Trace, title: str) -> Any:
     for index, stage in enumerate(pictures):
         for view, (alive, group) in enumerate(zip(stage.views, groups, strict=True)):
             place = axes[0][index] if one_view else axes[index][view]
-            place.imshow(greyed(views[view], alive, owners[view]))
-            if merged:
+            place.imshow(greyed(views[view], alive, (stage.own or owners)[view]))
+            if merged and stage.own is None:
                 _lines(place, np.where(alive, group, -1), np.asarray(views[view]).shape)
             place.set_xticks([])
             place.set_yticks([])
