@@ -16,11 +16,13 @@ LAYERS = 6
 #: What stands in a template for a picture and a video.
 LLAVA = {"image": "<image>", "video": "<video>"}
 QWEN = {kind: f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video")}
+GEMMA4 = {"image": "<|image|>", "video": "<|video|>"}
 PLACEHOLDERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(FAMILIES, LLAVA),
     **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"), QWEN),
     "internvl": {"image": "<IMG_CONTEXT>", "video": "<video>"},
     "gemma3": {"image": "<start_of_image>", "video": ""},
+    **dict.fromkeys(("gemma4", "gemma4-moe"), GEMMA4),
 }
 #: The tokens with ids 90 to 95, as tiny_model's configs have them: image, video, two around a picture, two more.
 _LLAVA_TOKENS = ("<image>", "<video>", "<spare-1>", "<spare-2>", "<spare-3>", "<spare-4>")
@@ -32,7 +34,10 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _IDEFICS_TOKENS),
     "internvl": ("<IMG_CONTEXT>", "<video>", "<img>", "</img>", "<spare-1>", "<spare-2>"),
     "gemma3": ("<image_soft_token>", "<spare-1>", "<start_of_image>", "<end_of_image>", "<spare-2>", "<spare-3>"),
+    **dict.fromkeys(("gemma4", "gemma4-moe"), ("<|image|>", "<|video|>", "<|image>", "<image|>", "<|audio|>", "<|audio>")),
 }
+_GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+_GEMMA4_NAMES |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<|audio>"}
 #: The names by which a tokenizer's special tokens are asked for.
 NAMED: dict[str, dict[str, str]] = {
     "internvl": {
@@ -42,13 +47,14 @@ NAMED: dict[str, dict[str, str]] = {
         "video_token": "<video>",
     },
     "gemma3": {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
+    **dict.fromkeys(("gemma4", "gemma4-moe"), _GEMMA4_NAMES),
 }
 #: Families whose template writes the token at the beginning that the tokenizer adds as well, as on the Hub.
 BEGIN = ("gemma3", "idefics2", "idefics3")
 #: Families whose processor has a half for videos, which needs torchvision; SmolVLM's needs num2words besides.
 WITH_VIDEO_HALF = (
     "llava-next-video", "llava-onevision", "video-llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe",
-    "qwen3.5", "qwen3.5-moe", "internvl", "smolvlm",
+    "qwen3.5", "qwen3.5-moe", "internvl", "smolvlm", "gemma4", "gemma4-moe",
 )  # fmt: skip
 
 
@@ -103,6 +109,11 @@ def build_processor(family: str, config: Any) -> Any:
         frames = {"shortest_edge": 4 * 16 * 16, "longest_edge": 8 * 32 * 32}
         videos = _videos("Qwen3VL" if generation == "3" else "Qwen2VL", size=frames, **patches)
         return getattr(transformers, f"Qwen{generation}VLProcessor")(image_processor=images, video_processor=videos, **whole)
+    if config.model_type == "gemma4":
+        sizes = {"patch_size": vision.patch_size, "pooling_kernel_size": vision.pooling_kernel_size, "max_soft_tokens": 70}
+        images, videos = _images("Gemma4", **sizes), _videos("Gemma4", **sizes)
+        sound = transformers.Gemma4AudioFeatureExtractor()
+        return transformers.Gemma4Processor(sound, images, video_processor=videos, image_seq_length=70, **whole)
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     square = {"height": side, "width": side}
     if family in ("idefics2", "idefics3", "smolvlm"):

@@ -31,8 +31,8 @@ ASKED = "what color is the circle ?"
 #: Acts before the LLM and inside it.
 METHOD = "random:retention=0.5+fastv:K=2"
 #: Families that are asked about a video.
-VIDEOS = ("llava-onevision", "llava-next-video", "video-llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "internvl",
-          "smolvlm")  # fmt: skip
+VIDEOS = ("llava-onevision", "llava-next-video", "video-llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5",
+          "internvl", "smolvlm", "gemma4")  # fmt: skip
 FRAMES = 6
 
 

@@ -285,7 +285,7 @@ def _gemma4(layers: int, **text: Any) -> nn.Module:
         "head_dim": 8,
         "patch_size": 4,
         "pooling_kernel_size": 2,
-        "position_embedding_size": 16,
+        "position_embedding_size": 64,
         "initializer_range": INITIALIZER_RANGE,
     }
     tokens: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 94}
