@@ -87,6 +87,8 @@ def test_a_picture_alone_is_reduced_as_in_its_prompt(family: str, case: str, kin
     ("family", "method", "reason"),
     [
         ("llava", "fastv:K=2", "inside the LLM"),
+        ("llava", "tome", "inside the vision encoder"),
+        ("llava", "snapkv", "in the KV cache"),
         ("llava", "aim", "inside the LLM"),
         ("llava", "divprune+vtw:K=3", "inside the LLM"),
         ("llava", "prumerge", "as many tokens as the picture asks for"),

@@ -104,7 +104,7 @@ def served(config: Any) -> Served | None:
     if not isinstance(specification, str):
         raise UserError(f"'{KEY}' of the config is {specification!r}. Write a method as text: \"divprune:retention=0.25\".")
     pipeline = load_zoo().build(specification)
-    if not any(method.enters or method.acts_inside for method in pipeline.reducers):
+    if not any(method.acts for method in pipeline.reducers):
         return None
     key = config.to_json_string(use_diff=False)
     if key not in _MADE:
@@ -151,6 +151,12 @@ def outline(config: Any) -> Module:
 def _check_method(method: TokenReducer, made: Served) -> None:
     """What a method's own declaration says it needs and vLLM does not have."""
     inside = method.layers(made.methods.architecture.layers)
+    if method.acts_in_encoder or method.caches or method.reads:
+        where = "inside the vision encoder" if method.acts_in_encoder else "in the KV cache"
+        raise UnsupportedError(
+            f"'{method}' acts {where}, and vLLM runs that as it is. Serve a method that acts before the LLM: 'tokenzoo list' "
+            "groups them by that."
+        )
     if inside:
         raise UnsupportedError(
             f"'{method}' drops tokens inside the LLM (after layer {inside[0]}), but vLLM's KV cache has one length for all "
