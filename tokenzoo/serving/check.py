@@ -33,10 +33,11 @@ Kept = dict[str, list[int] | None]
 
 @dataclass(frozen=True)
 class Answer:
-    """One question: its prompt's tokens after the reduction, and the tokens of the greedy answer."""
+    """One question: its prompt's tokens after the reduction, the greedy answer's tokens, its pictures where they are known."""
 
     prompt_tokens: int
     tokens: tuple[int, ...]
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides under one method. `pictures`: how many the method reduced; `kept`: of how many it left the same tokens."""
+    """Both sides under one method.
+
+    `pictures`: how many the method reduced; `kept`: of how many it left the same tokens. `moved`, `differing`: the questions with
+    pictures of which other tokens are left, and those that are answered differently.
+    """
 
     method: str
     ours: Side
@@ -63,8 +68,12 @@ class Comparison:
 
     @property
     def kept(self) -> int:
-        reduced = {picture: assignment for picture, assignment in self.ours.kept.items() if assignment is not None}
-        return sum(self.served.kept.get(picture) == assignment for picture, assignment in reduced.items())
+        return sum(self._same(picture) for picture, assignment in self.ours.kept.items() if assignment is not None)
+
+    @property
+    def moved(self) -> list[int]:
+        seen = [answer.pictures for answer in self.ours.answers]
+        return [index for index, pictures in enumerate(seen) if not all(map(self._same, pictures))]
 
     @property
     def prompts(self) -> int:
@@ -73,8 +82,10 @@ class Comparison:
 
     @property
     def differing(self) -> list[int]:
-        """The questions that are answered differently."""
         return [index for index, (one, other) in enumerate(self._pairs) if one.tokens != other.tokens]
+
+    def _same(self, picture: str) -> bool:
+        return self.ours.kept[picture] is None or self.served.kept.get(picture) == self.ours.kept[picture]
 
     @property
     def _pairs(self) -> list[tuple[Answer, Answer]]:
@@ -93,8 +104,28 @@ def in_transformers(checkpoint: Checkpoint, pipeline: Pipeline, questions: Seque
         seen = [picture for of_kind in pictures for picture in of_kind]
         kept.update({picture: source.assignment for picture, source in zip(seen, sample.sources, strict=True)})
         tokens = made[0, inputs["input_ids"].shape[1] :].tolist()
-        answers.append(Answer(len(sample.entry), until_end(tokens, checkpoint)))
+        answers.append(Answer(len(sample.entry), until_end(tokens, checkpoint), tuple(seen)))
     return Side(answers, kept)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Of the questions that differ between the two, how many differ between two attention backends of transformers as well:
+    with other tokens kept, and with another answer."""
+
+    moved: int = 0
+    differing: int = 0
+
+
+def rounding(row: Comparison, eager: Checkpoint, pipeline: Pipeline, questions: Sequence[Question], new_tokens: int) -> Rounding:
+    """Ask a second model, the same with another attention backend, what differs: where two tokens, or two answers, are equally
+    good, rounding chooses."""
+    moved, differing = row.moved, row.differing
+    wanted = sorted({*moved, *differing})
+    side = in_transformers(eager, pipeline, [questions[index] for index in wanted], new_tokens)
+    again, ours = dict(zip(wanted, side.answers, strict=True)), row.ours
+    unsure = [i for i in moved if any(side.kept[picture] != ours.kept[picture] for picture in ours.answers[i].pictures)]
+    return Rounding(len(unsure), sum(again[i].tokens != ours.answers[i].tokens for i in differing))
 
 
 def in_vllm(engine: Engine, checkpoint: Checkpoint, questions: Sequence[Question], new_tokens: int) -> Side:
