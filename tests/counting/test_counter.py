@@ -100,6 +100,7 @@ def cached_bytes(layer: Any) -> int:
     [
         ("llava-1.5-7b", "aim@image-high"),
         ("llava-1.5-7b", "pdrop"),
+        ("llava-1.5-7b", "fitprune"),
         ("llava-1.5-7b", "prumerge_plus:mode=fixed"),
         ("llava-onevision-7b", "fastv"),
         ("qwen2.5-vl-7b", "vtw"),

@@ -139,17 +139,17 @@ def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any,
 
 
 def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> dict[str, Any]:
-    """Inputs with this workload's pictures, each followed by the text's share, for `batch` equal samples."""
+    """Inputs with this workload's pictures and its text ahead of and behind them, for `batch` equal samples."""
     tower = model.vision
     assert tower is not None
     kinds = {source.kind for source in workload.sources}
     if len(kinds) != 1:
         raise UserError("A forward of this shape is counted with pictures of one kind: images or a video.")
     video = kinds == {"video"}
-    row = [TEXT] * (workload.text_tokens - 1)
+    row = [TEXT] * workload.text_before
     for source in workload.sources:
         row += [VIDEO if video else IMAGE] * source.tokens
-    ids = torch.tensor([[*row, TEXT]] * batch)
+    ids = torch.tensor([[*row, *[TEXT] * (workload.text_tokens - workload.text_before)]] * batch)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     views = [len(source.before_projector) for source in workload.sources]
     if tower.kind != "vit":
