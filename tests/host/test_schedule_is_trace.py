@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -108,11 +109,14 @@ def check(family: str, inputs: dict[str, Any], specification: str) -> None:
     sources = tuple(source.source for source in sample.sources)
     text = sample.prompt_tokens - sum(source.tokens for source in sources)
     architecture = family_of(model(family)).architecture(model(family))
-    try:
-        promised = methods.schedule(Workload(architecture, sources, text))
-    except DataDependentError:
-        promised = methods.schedule(Workload(architecture, sources, text, recorded_run(sample)))
-    assert promised == run.trace.visual_tokens(), specification
+    workload = Workload(architecture, sources, text)
+    cached = [sum(sample.visual[row] for row in sample.cache(layer)) for layer in range(LAYERS)]
+    for schedule, happened in ((methods.schedule, run.trace.visual_tokens()), (methods.cache_schedule, cached)):
+        try:
+            promised = schedule(workload)
+        except DataDependentError:
+            promised = schedule(replace(workload, recorded=recorded_run(sample)))
+        assert promised == happened, specification
 
 
 RANDOM = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -21,7 +21,7 @@ from tokenzoo.host.family import Family, Module, VisualSource
 from tokenzoo.host.methods import Methods
 from tokenzoo.host.refusals import check_own_pruning
 from tokenzoo.method import own_work
-from tokenzoo.method.accounting import EntryAccount, entry_account
+from tokenzoo.method.accounting import EntryAccount, cache_layers, entry_account, read_layers
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import DataDependentError
@@ -161,6 +161,16 @@ def _check_method(method: TokenReducer, made: Served) -> None:
         raise UnsupportedError(
             f"'{method}' drops tokens inside the LLM (after layer {inside[0]}), but vLLM's KV cache has one length for all "
             "layers. Serve a method that acts before the LLM: 'tokenzoo list' groups them by that."
+        )
+    layers = made.methods.architecture.layers
+    if cache_layers(method, layers) or read_layers(method, layers):
+        raise UnsupportedError(
+            f"'{method}' chooses what the KV cache holds or a decoding step reads of it, but vLLM's cache is its own. Serve a "
+            "method that acts before the LLM."
+        )
+    if method.acts_in_encoder:
+        raise UnsupportedError(
+            f"'{method}' acts inside the vision encoder, which vLLM runs as it is. Serve a method that acts behind it."
         )
     if method.enters and method.entry_positions == "keep" and not made.methods.mrope:
         renumber = f" Write {method.name}:position=renumber." if "position" in method.parameters else ""
