@@ -65,7 +65,8 @@ def split_model(family: str) -> Any:
     on_device(model, 0, **places)
     for module in (*towers, *second):
         follow(module, 1)
-    first = [decoder.embed_tokens, decoder.rotary_emb, *decoder.layers[: LAYERS // 2], model.lm_head]
+    others = [child for child in decoder.children() if child not in (decoder.layers, decoder.norm)]
+    first = [*others, *decoder.layers[: LAYERS // 2], model.lm_head]
     for module in first + [child for child in root.children() if child is projector]:
         follow(module, 0)
     return model

@@ -185,9 +185,7 @@ class Run:
                 cut(self.prefill, cache, self.methods.cut, layers, self.last_queries, self.methods.cut_layer)
                 self.prefills[cache] = self.prefill
             self.prefill.forget()
-            if (
-                self.keep and self.methods.reduce_anything and output is not None
-            ):  # a model that takes its last rows as those of the full prompt
+            if self.keep and self.methods.reduce_anything and output is not None:  # its caller counts the prompt's rows
                 output.last_hidden_state = output.last_hidden_state[:, -self.keep :]
         if cache is not None and self.methods.read:
             self.prefill.last_seen.note(cache)

@@ -8,6 +8,7 @@ the line of tokenzoo or of a method that asked for it. `torch.arange(n)` without
 
 from __future__ import annotations
 
+import functools
 import linecache
 import sys
 from collections import Counter
@@ -286,6 +287,7 @@ def follow(module: Any, place: int) -> None:
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
+    @functools.wraps(forward)
     def moved(*args: Any, **kwargs: Any) -> Any:
         kept = {name: value if name == "past_key_values" else tree_map(move, value) for name, value in kwargs.items()}
         return forward(*tree_map(move, args), **kept)
