@@ -22,6 +22,8 @@ LOWEST = -1e9  #: added to what attention must not see
 PREFIX = (BOS, "user")
 AFTER_PICTURE = ("\n",)
 IGNORED = -100  #: cross entropy's mark for "no target"
+#: So many first layers of the decoder survey the picture; later ones read what a question asks for.
+SURVEYING = 2
 SEGMENT = 8  #: the longest question in words, with the "assistant" that ends it and the answer
 
 
@@ -100,22 +102,62 @@ def pack(asked: list[list[tuple[int, Asked]]], visual_positions: torch.Tensor) -
     )
 
 
-def read(model: Any, visual: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def read(
+    model: Any, visual: torch.Tensor, packed: Packed, blind: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], list[torch.Tensor]]:
     """Run a model's decoder on visual embeddings [batch, visual, hidden].
 
-    :return: logits of the answers [batch, questions, vocabulary], and the hidden states entering each layer [batch, T, hidden]
+    :param blind: the text does not see the picture in the layers that survey it (SURVEYING)
+    :return: logits of the answers [batch, questions, vocabulary], the hidden states entering each layer [batch, T, hidden], and
+        the attention [batch, heads, text, visual] that the text behind the picture pays it in each layer that surveys it (eager
+        attention alone tells)
     """
     decoder = model.model.language_model
     text = decoder.embed_tokens(packed.ids)
     embedded = torch.cat([text[:, : len(PREFIX)], visual, text[:, len(PREFIX) :]], 1)
-    outputs = decoder(
-        inputs_embeds=embedded,
-        attention_mask=torch.zeros(packed.mask.shape).masked_fill(~packed.mask, LOWEST),
-        position_ids=packed.positions,
-        use_cache=False,
-        output_hidden_states=True,
-    )
-    return model.lm_head(_at(packed.answer_index, outputs.last_hidden_state)).float(), outputs.hidden_states
+    picture = slice(len(PREFIX), len(PREFIX) + visual.shape[1])
+    mask = torch.zeros(packed.mask.shape).masked_fill(~packed.mask, LOWEST)
+    unseen = mask.clone()
+    unseen[..., picture.stop :, picture] = LOWEST
+    surveys: list[torch.Tensor] = []
+
+    def look(attention: Any, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+        return inputs, named | dict(attention_mask=unseen) if blind else named
+
+    def keep(attention: Any, inputs: tuple, outputs: tuple) -> None:
+        if outputs[1] is not None:
+            surveys.append(outputs[1][:, :, picture.stop :, picture])
+
+    hooks = []
+    for layer in decoder.layers[:SURVEYING]:
+        hooks.append(layer.self_attn.register_forward_pre_hook(look, with_kwargs=True))
+        hooks.append(layer.self_attn.register_forward_hook(keep))
+    try:
+        outputs = decoder(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=packed.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return model.lm_head(_at(packed.answer_index, outputs.last_hidden_state)).float(), outputs.hidden_states, surveys
+
+
+def survey_loss(surveys: list[torch.Tensor], wanted: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """How far each head's attention, in the layers that survey the picture, is from the shares wanted [batch, visual].
+
+    The same for every word of every question: what is asked about is read later.
+    """
+    words = (packed.ids[:, len(PREFIX) :] != WORD_IDS[PAD]).float()[:, None]
+    losses = []
+    for attention in surveys:
+        share = attention.float() / (attention.float().sum(-1, keepdim=True) + 1e-8)
+        distance = -(wanted[:, None, None] * (share + 1e-8).log()).sum(-1)
+        losses.append((distance * words).sum() / (words.sum() * distance.shape[1]))
+    return torch.stack(losses).mean()
 
 
 def stop_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:

@@ -75,11 +75,11 @@ class Source:
             places = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
         return tokens, places, name
 
-    def whole(self, projected: torch.Tensor, model: Any) -> torch.Tensor:
-        """All visual tokens [batch, tokens, hidden] as the model lays them out."""
+    def whole(self, projected: torch.Tensor, model: Any, newline: torch.Tensor | None = None) -> torch.Tensor:
+        """All visual tokens [batch, tokens, hidden] as the model lays them out, between them its newline or another."""
         if self.layout == "picture":
             return projected.flatten(1, 2)
-        newline = model.model.image_newline.to(projected.dtype)
+        newline = (model.model.image_newline if newline is None else newline).to(projected.dtype)
         if self.layout == "video":
             tokens = pooled(projected, model).flatten(1, 2)
             return torch.cat([tokens, newline.expand(len(tokens), 1, -1)], 1)
@@ -108,5 +108,5 @@ def shown(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 LLAVA_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "picture")
-TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled", turns=2)
+TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled", turns=3)
 VIDEOS = Source("video", VIDEO_QUESTIONS, sample_video, CROWDED_VIDEO, "video")
