@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenzoo.bench.image_questions import IMAGE_QUESTIONS
-from tokenzoo.bench.scenes import Scene, SceneObject, sample_scene
+from tokenzoo.bench.image_questions import IMAGE_QUESTIONS, Asked
+from tokenzoo.bench.scenes import KINDS, Scene, SceneObject, sample_scene
 from tokenzoo.models.checkpoint import CHECKPOINTS
 from tokenzoo.training import data, stages
 from tokenzoo.training.encoder import encode, led, objects_on_top, pixels, recorded, salience, scores
@@ -195,8 +195,8 @@ def test_text_that_is_blind_does_not_see_the_picture_in_the_layers_that_survey_i
     surveyed, later = data.SURVEYING, data.SURVEYING + 1
     assert torch.equal(blind[0][1][surveyed][:, shared:], blind[1][1][surveyed][:, shared:])
     assert not torch.allclose(blind[0][1][later][:, shared:], blind[1][1][later][:, shared:])
-    assert all(survey.max() == 0 for survey in blind[0][2]) and all(survey.max() > 0 for survey in seeing[2])
-    assert len(seeing[2]) == data.SURVEYING
+    assert [bool(attention.max() > 0) for attention in blind[0][2]] == [False] * surveyed + [True] * (12 - surveyed)
+    assert all(attention.max() > 0 for attention in seeing[2])
 
 
 def test_surveying_attention_is_held_against_the_salience_of_objects():
@@ -214,6 +214,29 @@ def test_surveying_attention_is_held_against_the_salience_of_objects():
     assert data.survey_loss([right, right], wanted, packed).item() == pytest.approx(entropy, abs=1e-4)
     even = torch.full_like(right, 1 / 144)
     assert data.survey_loss([even, right], wanted, packed).item() > entropy + 0.1
+
+
+def test_a_question_is_grounded_in_the_object_it_names_and_then_in_its_answer():
+    """Nothing is lost where a question's last word looks at these objects alone; questions about no object do not count."""
+    asked = [[(0, Asked("which shape is left-of the circle?", (), "ring")), (1, Asked("how many red things?", (), "2"))]]
+    packed = data.pack(asked, torch.arange(144)[None])
+    kinds = torch.zeros(1, 144, dtype=torch.long)
+    kinds[0, :4], kinds[0, 10], kinds[0, 20] = KINDS.index("circle") + 1, KINDS.index("ring") + 1, KINDS.index("2") + 1
+    attentions = [torch.full((1, 4, packed.ids.shape[1] - len(data.PREFIX), 144), 0.001) for _ in range(12)]
+    row = packed.answer_index[0, 0] - len(data.PREFIX) - 144
+    for step, patches in enumerate((slice(0, 4), slice(10, 11))):
+        for layer in data.GROUNDED[step]:
+            attentions[layer][0, :, row] = 0
+            attentions[layer][0, :, row, patches] = 0.1
+    assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(0, abs=2e-3)
+    attentions[data.GROUNDED[1][0]][0, :, row, 11:14] = 0.1
+    assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(np.log(4) / 4, abs=2e-3)
+
+
+def test_every_other_picture_of_a_batch_is_crowded():
+    scenes = LLAVA_PICTURES.samples(np.random.default_rng(0), 8)
+    assert all(len(scene.digits) >= 2 and len(scene.shapes) >= 3 for scene in scenes[1::2])
+    assert any(len(scene.digits) == 1 for scene in scenes[::2])
 
 
 def test_stages_run_save_and_resume(tmp_path, monkeypatch):

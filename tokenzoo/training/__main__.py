@@ -4,8 +4,8 @@ Stages: *cells* (the decoder learns to look answers up in oracle tokens, nine a 
 projector learn to tell what pictures show, in oracle tokens) and *decoder* (the decoder reads the encoder's tokens, whole or
 reduced in generic ways; the encoder no longer changes). Trained jointly, encoder and decoder undid their agreement faster than
 they learnt. In the decoder's first two layers the text surveys the picture: its attention is led to all objects alike, as the
-encoder's is, and half of the time it does not see reduced tokens there. So later layers read what a question asks for, as in
-large models, where that is the middle ones.
+encoder's is, and half of the time it does not see reduced tokens there. Later layers read what a question asks for, as in large
+models, where that is the middle ones: they are taught to look at the object that it names, and then at the one that answers.
 
 ``--start CHECKPOINT`` continues from a trained model and leaves *cells* out: its oracle tokens are read off its own visual
 tokens; ``--later 2`` moves its decoder's layers two down, so that they read the picture later at once. Every minute the state

@@ -32,6 +32,7 @@ HELP_WEIGHT = 0.3  #: of what is asked of the decoder's inner layers
 STOP_WEIGHT = 0.1
 ATTENTION_WEIGHT = 0.3
 SURVEY_WEIGHT = 0.2
+GROUNDING_WEIGHT = 0.2
 BLIND = 0.5  #: how often the text does not see reduced tokens in the layers that survey the picture
 SAVE_EVERY = 60  #: seconds
 LOG_EVERY = 25  #: steps
@@ -178,7 +179,7 @@ class Trainer:
         asked = data.ask(samples, source.functions, progress.weights(), QUESTIONS, self.rng)
         packed = data.pack(asked, places)
         blind = way not in ("cells", "full") and self.rng.random() < BLIND
-        logits, states, surveys = data.read(self.model, tokens, packed, blind)
+        logits, states, attentions = data.read(self.model, tokens, packed, blind)
         right = logits.argmax(-1) == packed.answers
         if way in ("cells", "full"):
             progress.record(packed.kinds, right)
@@ -186,9 +187,11 @@ class Trainer:
         self.ways[name] += 0.03 * (right.float().mean().item() - self.ways[name])
         loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten())
         if way == "full":
-            salient = salience(shown(scenes)[0])[..., None].unflatten(0, (len(samples), -1))
-            wanted = led(source.whole(salient, self.model, torch.zeros(1))[..., 0])
-            loss = loss + SURVEY_WEIGHT * data.survey_loss(surveys, wanted, packed)
+            labels, _ = shown(scenes)
+            marks = torch.stack([salience(labels), labels[:, 0].flatten(1).float()], -1).unflatten(0, (len(samples), -1))
+            salient, kinds = source.whole(marks, self.model, torch.zeros(2)).unbind(-1)
+            loss = loss + SURVEY_WEIGHT * data.survey_loss(attentions, led(salient), packed)
+            loss = loss + GROUNDING_WEIGHT * data.grounding_loss(attentions, kinds.round().long(), asked, packed)
         loss = loss + STOP_WEIGHT * data.stop_loss(self.model, states, packed)
         return loss + HELP_WEIGHT * data.hint_loss(self.model, states, packed)
 
