@@ -217,19 +217,20 @@ def test_surveying_attention_is_held_against_the_salience_of_objects():
 
 
 def test_a_question_is_grounded_in_the_object_it_names_and_then_in_its_answer():
-    """Nothing is lost where a question's last word looks at these objects alone; questions about no object do not count."""
+    """Nothing is lost where a question's last words look at these objects alone; questions about no object do not count."""
     asked = [[(0, Asked("which shape is left-of the circle?", (), "ring")), (1, Asked("how many red things?", (), "2"))]]
     packed = data.pack(asked, torch.arange(144)[None])
     kinds = torch.zeros(1, 144, dtype=torch.long)
     kinds[0, :4], kinds[0, 10], kinds[0, 20] = KINDS.index("circle") + 1, KINDS.index("ring") + 1, KINDS.index("2") + 1
     attentions = [torch.full((1, 4, packed.ids.shape[1] - len(data.PREFIX), 144), 0.001) for _ in range(12)]
     row = packed.answer_index[0, 0] - len(data.PREFIX) - 144
+    rows = slice(row - 1, row + 1)
     for step, patches in enumerate((slice(0, 4), slice(10, 11))):
         for layer in data.GROUNDED[step]:
-            attentions[layer][0, :, row] = 0
-            attentions[layer][0, :, row, patches] = 0.1
+            attentions[layer][0, :, rows] = 0
+            attentions[layer][0, :, rows, patches] = 0.1
     assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(0, abs=2e-3)
-    attentions[data.GROUNDED[1][0]][0, :, row, 11:14] = 0.1
+    attentions[data.GROUNDED[1][0]][0, :, rows, 11:14] = 0.1
     assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(np.log(4) / 4, abs=2e-3)
 
 

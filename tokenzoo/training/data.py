@@ -25,7 +25,7 @@ AFTER_PICTURE = ("\n",)
 IGNORED = -100  #: cross entropy's mark for "no target"
 #: So many first layers of the decoder survey the picture; later ones read what a question asks for.
 SURVEYING = 2
-#: The layers in which a question's last word is taught to look at the object it names, and at the one that answers it.
+#: The layers in which a question's last words are taught to look at the object it names, and at the one that answers it.
 GROUNDED = ((3, 4), (6, 7))
 SEGMENT = 8  #: the longest question in words, with the "assistant" that ends it and the answer
 
@@ -162,11 +162,14 @@ def survey_loss(attentions: list[torch.Tensor], wanted: torch.Tensor, packed: Pa
 
 
 def grounding_loss(attentions: list[torch.Tensor], kinds: torch.Tensor, asked: list, packed: Packed) -> torch.Tensor:
-    """How far the attention of each question's last word is from the object that it names and, later, from its answer's.
+    """How far the attention of each question's last two words is from the object that it names and, later, from its answer's.
+
+    Two, because the last ("assistant") is the same in all questions and knows what is asked for only from the one before.
 
     :param kinds: [batch, visual], what each token shows, counted from 1
     """
-    rows = packed.answer_index - (len(PREFIX) + kinds.shape[1])
+    last = packed.answer_index - (len(PREFIX) + kinds.shape[1])
+    rows = torch.stack([last, last - 1], -1)
     found = torch.tensor([[_objects(question) for _, question in questions] for questions in asked])
     losses = []
     for step, layers in enumerate(GROUNDED):
@@ -174,9 +177,11 @@ def grounding_loss(attentions: list[torch.Tensor], kinds: torch.Tensor, asked: l
         there = wanted.any(-1)
         for layer in layers:
             attention = attentions[layer].float().mean(1)
-            attention = attention.gather(1, rows[..., None].expand(-1, -1, kinds.shape[1]))
-            share = (attention * wanted).sum(-1) / (attention.sum(-1) + 1e-8)
-            losses.append(-(share + 1e-3).log()[there].sum() / there.sum().clamp(min=1))
+            attention = attention.gather(1, rows.flatten(1)[..., None].expand(-1, -1, kinds.shape[1])).unflatten(
+                1, rows.shape[1:]
+            )
+            share = (attention * wanted[:, :, None]).sum(-1) / (attention.sum(-1) + 1e-8)
+            losses.append(-(share + 1e-3).log().mean(-1)[there].sum() / there.sum().clamp(min=1))
     return torch.stack(losses).mean()
 
 
@@ -185,7 +190,11 @@ def _objects(question: Asked) -> tuple[int, int]:
     named = [word for word in question.prompt.rstrip("?").split() if word in KINDS]
     answers = [question.answer] if question.answer in KINDS and not question.prompt.startswith("how") else []
     first, last = (named or answers)[:1], (answers or named)[:1]
-    return tuple(KINDS.index(kind[0]) + 1 if kind else 0 for kind in (first, last))
+    return _number(first), _number(last)
+
+
+def _number(kinds: list[str]) -> int:
+    return KINDS.index(kinds[0]) + 1 if kinds else 0
 
 
 def stop_loss(model: Any, states: tuple[torch.Tensor, ...], packed: Packed) -> torch.Tensor:
