@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokenzoo.bench.image_questions import IMAGE_QUESTIONS
-from tokenzoo.bench.scenes import Scene, SceneObject, sample_scene
+from tokenzoo.bench.image_questions import IMAGE_QUESTIONS, Asked
+from tokenzoo.bench.scenes import KINDS, Scene, SceneObject, sample_scene
 from tokenzoo.models.checkpoint import CHECKPOINTS
 from tokenzoo.training import data, stages
-from tokenzoo.training.encoder import encode, objects_on_top, pixels, recorded, scores
+from tokenzoo.training.encoder import encode, led, objects_on_top, pixels, recorded, salience, scores
 from tokenzoo.training.export import build_tokenizer, export
 from tokenzoo.training.oracle import OracleTokens, per_cell
 from tokenzoo.training.reductions import MODES, reduce
@@ -30,9 +30,9 @@ def test_a_packed_question_reads_as_if_it_were_alone():
     asked, places = some_questions(scenes, rng, 5), torch.arange(144)[None]
     with torch.no_grad():
         tokens = oracle(*shown(scenes))
-        together, _ = data.read(model, tokens, data.pack(asked, places))
+        together, _, _ = data.read(model, tokens, data.pack(asked, places))
         for index in range(5):
-            alone, _ = data.read(model, tokens, data.pack([asked[0][index : index + 1]], places))
+            alone, _, _ = data.read(model, tokens, data.pack([asked[0][index : index + 1]], places))
             assert torch.allclose(together[:, index], alone[:, 0], atol=1e-4)
 
 
@@ -51,7 +51,7 @@ def test_packed_logits_are_those_of_the_whole_model():
     with torch.no_grad():
         projected = model.model.multi_modal_projector(encode(model, values)[0])
         packed = data.pack(asked, torch.arange(144)[None])
-        logits, states = data.read(model, projected, packed)
+        logits, states, _ = data.read(model, projected, packed)
         stock = model(input_ids=ids, pixel_values=values).logits
         stop = data.stop_loss(model, states, packed)
     assert torch.allclose(logits[:, 0], stock[:, -2], atol=1e-4)
@@ -158,6 +158,86 @@ def test_a_checkpoint_is_taken_over_word_by_word(tmp_path, monkeypatch):
     circle, square = data.WORD_IDS["circle"], data.WORD_IDS["square"]
     assert torch.equal(new.lm_head.weight[circle], old.lm_head.weight[square].bfloat16().float())
     assert torch.equal(new.model.vision_tower.pre_layrnorm.weight, old.model.vision_tower.pre_layrnorm.weight)
+
+
+def test_decoder_layers_move_down_and_fresh_ones_write_nothing(tmp_path):
+    """With as many of its last layers silenced, the old model gives the new one's logits."""
+    torch.manual_seed(0)
+    old, new = build_llava().eval(), build_llava().eval()
+    for weight in old.parameters():
+        weight.data = weight.data.bfloat16().float()  # as a checkpoint keeps it
+    for layer in old.model.language_model.layers[-2:]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    export(old, tmp_path)
+    continue_from(new, tmp_path, later=2)
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng)]
+    packed = data.pack(some_questions(scenes, rng, 3), torch.arange(144)[None])
+    visual = torch.randn(1, 144, HIDDEN)
+    with torch.no_grad():
+        logits, states, _ = data.read(new, visual, packed)
+        assert torch.allclose(logits, data.read(old, visual, packed)[0], atol=1e-4)
+    assert torch.equal(states[2], states[0])
+
+
+def test_text_that_is_blind_does_not_see_the_picture_in_the_layers_that_survey_it():
+    torch.manual_seed(0)
+    model = build_onevision().eval()
+    model.set_attn_implementation("eager")
+    rng = np.random.default_rng(0)
+    packed = data.pack(some_questions([sample_scene(rng)], rng, 3), torch.arange(144)[None])
+    pictures_shown = torch.randn(2, 1, 144, HIDDEN)
+    with torch.no_grad():
+        blind = [data.read(model, picture, packed, blind=True) for picture in pictures_shown]
+        seeing = data.read(model, pictures_shown[0], packed)
+    shared = len(data.PREFIX) + 144
+    surveyed, later = data.SURVEYING, data.SURVEYING + 1
+    assert torch.equal(blind[0][1][surveyed][:, shared:], blind[1][1][surveyed][:, shared:])
+    assert not torch.allclose(blind[0][1][later][:, shared:], blind[1][1][later][:, shared:])
+    assert [bool(attention.max() > 0) for attention in blind[0][2]] == [False] * surveyed + [True] * (12 - surveyed)
+    assert all(attention.max() > 0 for attention in seeing[2])
+
+
+def test_surveying_attention_is_held_against_the_salience_of_objects():
+    """Every object has an equal share, whatever its size; least is lost where attention is as wanted, in proportion."""
+    scene = Scene((SceneObject("ring", "red", 4, (3, 3), 4), SceneObject("7", "cyan", 0, (0, 0), 1)), 1)
+    labels = shown([scene])[0]
+    salient = salience(labels).view(12, 12)
+    assert salient[3:7, 3:7].sum() == salient[0, 0] == 1 and salient.sum() == 2
+    wanted = led(salience(labels))
+    assert wanted.sum().item() == pytest.approx(1) and wanted[0, 0] > 10 * wanted[0, 40] > 10 * wanted[0, 1] > 0
+    packed = data.pack(some_questions([scene], np.random.default_rng(0), 2), torch.arange(144)[None])
+    text = packed.ids.shape[1] - len(data.PREFIX)
+    right = 0.3 * wanted.expand(1, 4, text, 144)
+    entropy = -(wanted * wanted.log()).sum().item()
+    assert data.survey_loss([right, right], wanted, packed).item() == pytest.approx(entropy, abs=1e-4)
+    even = torch.full_like(right, 1 / 144)
+    assert data.survey_loss([even, right], wanted, packed).item() > entropy + 0.1
+
+
+def test_a_question_is_grounded_in_the_object_it_names_and_then_in_its_answer():
+    """Nothing is lost where a question's last words look at these objects alone; questions about no object do not count."""
+    asked = [[(0, Asked("which shape is left-of the circle?", (), "ring")), (1, Asked("how many red things?", (), "2"))]]
+    packed = data.pack(asked, torch.arange(144)[None])
+    kinds = torch.zeros(1, 144, dtype=torch.long)
+    kinds[0, :4], kinds[0, 10], kinds[0, 20] = KINDS.index("circle") + 1, KINDS.index("ring") + 1, KINDS.index("2") + 1
+    attentions = [torch.full((1, 4, packed.ids.shape[1] - len(data.PREFIX), 144), 0.001) for _ in range(12)]
+    row = packed.answer_index[0, 0] - len(data.PREFIX) - 144
+    rows = slice(row - 1, row + 1)
+    for step, patches in enumerate((slice(0, 4), slice(10, 11))):
+        for layer in data.GROUNDED[step]:
+            attentions[layer][0, :, rows] = 0
+            attentions[layer][0, :, rows, patches] = 0.1
+    assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(0, abs=2e-3)
+    attentions[data.GROUNDED[1][0]][0, :, rows, 11:14] = 0.1
+    assert data.grounding_loss(attentions, kinds, asked, packed).item() == pytest.approx(np.log(4) / 4, abs=2e-3)
+
+
+def test_every_other_picture_of_a_batch_is_crowded():
+    scenes = LLAVA_PICTURES.samples(np.random.default_rng(0), 8)
+    assert all(len(scene.digits) >= 2 and len(scene.shapes) >= 3 for scene in scenes[1::2])
+    assert any(len(scene.digits) == 1 for scene in scenes[::2])
 
 
 def test_stages_run_save_and_resume(tmp_path, monkeypatch):

@@ -127,12 +127,20 @@ def scores(record: dict[str, torch.Tensor], heads: int, cls: bool) -> dict[str, 
     return {name: values[:, cls:] for name, values in read.items()}
 
 
+def salience(shown: torch.Tensor) -> torch.Tensor:
+    """shown [pictures, 5, 12, 12] -> [pictures, 144]: every object one in all, its patches alike, background none."""
+    size = shown[:, 4].flatten(1).float()
+    return torch.where(size > 0, 1 / size.clamp(min=1) ** 2, 0)
+
+
+def led(salient: torch.Tensor) -> torch.Tensor:
+    """The shares of attention that are wanted: most to what is salient [batch, tokens], the rest spread evenly."""
+    return TO_OBJECTS * salient / salient.sum(1, keepdim=True) + (1 - TO_OBJECTS) / salient.shape[1]
+
+
 def attention_loss(model: Any, records: list[dict[str, torch.Tensor]], shown: torch.Tensor) -> torch.Tensor:
     """How far attention is from the objects, as the mean cross entropy over layers and ways to read them."""
-    size = shown[:, 4].flatten(1).float()
-    salient = torch.where(size > 0, 1 / size.clamp(min=1) ** 2, 0)
-    salient = salient / salient.sum(1, keepdim=True)
-    wanted = TO_OBJECTS * salient + (1 - TO_OBJECTS) / salient.shape[1]
+    wanted = led(salience(shown))
     heads = model.config.vision_config.num_attention_heads
     losses = []
     for record in records[FIRST_LED:]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-MODES = {"full": 0.2, "subset": 0.25, "means": 0.2, "pooled": 0.1, "mixed": 0.25}
+MODES = {"full": 0.4, "subset": 0.2, "means": 0.15, "pooled": 0.1, "mixed": 0.15}
 LEAST_KEPT = 0.05
 
 

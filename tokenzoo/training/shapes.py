@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -108,13 +110,21 @@ def build_onevision() -> LlavaOnevisionForConditionalGeneration:
 BUILD = {"llava": build_llava, "onevision": build_onevision}
 
 
-def continue_from(model: Any, folder: Path) -> None:
-    """Take over a checkpoint's weights, its words by their spelling; what it lacks keeps its initial value."""
+def continue_from(model: Any, folder: Path, later: int = 0) -> None:
+    """Take over a checkpoint's weights, its words by their spelling; what it lacks keeps its initial value.
+
+    :param later: the decoder's layers move so many down, and so does all that they read. Fresh layers, which write nothing yet,
+        come first; as many of the last are left out
+    """
     old = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     known = [(word_id, words[word]) for word, word_id in word_ids().items() if word in words]
     own = model.state_dict()
-    for name, value in old.items():
+    for layer in model.model.language_model.layers[:later]:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    for old_name, value in old.items():
+        name = re.sub(r"(language_model\.layers\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + later}", old_name)
         if name not in own:
             continue
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):

@@ -19,7 +19,7 @@ from tokenzoo.bench.video_questions import VIDEO_QUESTIONS
 from tokenzoo.bench.video_scenes import sample_video
 from tokenzoo.training.reductions import MODES, reduce
 
-CROWDED_SCENE: dict[str, Any] = dict(shapes=(3, 5), digits=(1, 3))
+CROWDED_SCENE: dict[str, Any] = dict(shapes=(3, 5), digits=(2, 3))
 CROWDED_VIDEO: dict[str, Any] = dict(events=(3, 3), still=(2, 3))
 MOST_UNPOOLED = 0.25  #: the largest share kept of a video's patches where they skip the pooling
 VIDEO_FRAMES = (4, 16)
@@ -30,7 +30,8 @@ RENUMBERED = 0.7  #: how often reduced tokens are numbered anew, as after a redu
 class Source:
     """:param functions: question functions
     :param sample: ``sample(rng)`` gives a scene or, with ``frames=``, a video
-    :param crowded: arguments of the sampler for many objects at once, to train the encoder on
+    :param crowded: arguments of the sampler for many objects at once: every other picture, so that an answer is rarely told by
+        its kind alone (with one digit in most pictures, a decoder learns to name a digit whatever its colour)
     :param layout: "picture", "tiled" or "video"
     :param turns: how many steps in a row are about it, where a model has several sources
     """
@@ -43,16 +44,19 @@ class Source:
     turns: int = 1
 
     def samples(self, rng: np.random.Generator, count: int) -> list:
-        """Scenes, or videos of one length, the fewer the more frames they have."""
+        """Scenes, every other one crowded, or videos of one length, the fewer the more frames they have."""
         if self.layout != "video":
-            return [self.sample(rng) for _ in range(count)]
+            return self._mixed(rng, count)
         frames = int(rng.integers(VIDEO_FRAMES[0], VIDEO_FRAMES[1] + 1))
         return [self.sample(rng, frames=frames) for _ in range(max(2, round(count * 8 / frames)))]
 
     def single(self, rng: np.random.Generator, count: int) -> list[Scene]:
         """Pictures, every other one crowded, to train the encoder on."""
-        drawn = [self.sample(rng, **self.crowded if index % 2 else {}) for index in range(count)]
+        drawn = self._mixed(rng, count)
         return [one.frames[int(rng.integers(len(one.frames)))] for one in drawn] if self.layout == "video" else drawn
+
+    def _mixed(self, rng: np.random.Generator, count: int) -> list:
+        return [self.sample(rng, **self.crowded if index % 2 else {}) for index in range(count)]
 
     def lay_out(self, projected: torch.Tensor, model: Any, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
         """Projected features [batch, pictures, 144, hidden], laid out as the model does or reduced in a random way.
@@ -75,11 +79,11 @@ class Source:
             places = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
         return tokens, places, name
 
-    def whole(self, projected: torch.Tensor, model: Any) -> torch.Tensor:
-        """All visual tokens [batch, tokens, hidden] as the model lays them out."""
+    def whole(self, projected: torch.Tensor, model: Any, newline: torch.Tensor | None = None) -> torch.Tensor:
+        """All visual tokens [batch, tokens, hidden] as the model lays them out, between them its newline or another."""
         if self.layout == "picture":
             return projected.flatten(1, 2)
-        newline = model.model.image_newline.to(projected.dtype)
+        newline = (model.model.image_newline if newline is None else newline).to(projected.dtype)
         if self.layout == "video":
             tokens = pooled(projected, model).flatten(1, 2)
             return torch.cat([tokens, newline.expand(len(tokens), 1, -1)], 1)
@@ -108,5 +112,5 @@ def shown(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 LLAVA_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "picture")
-TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled", turns=2)
+TILED_PICTURES = Source("image", IMAGE_QUESTIONS, sample_scene, CROWDED_SCENE, "tiled", turns=3)
 VIDEOS = Source("video", VIDEO_QUESTIONS, sample_video, CROWDED_VIDEO, "video")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tokenzoo.bench.tasks import TRAINING
 from tokenzoo.training import data
-from tokenzoo.training.encoder import Heads, alignment, attention_loss, encode, objects_on_top, pixels, recorded
+from tokenzoo.training.encoder import Heads, alignment, attention_loss, encode, led, objects_on_top, pixels, recorded, salience
 from tokenzoo.training.oracle import OracleTokens, per_cell
 from tokenzoo.training.shapes import HIDDEN
 from tokenzoo.training.sources import Source, pictures, scenes_of, shown
@@ -31,6 +31,9 @@ ORACLE_NOISE = 0.02
 HELP_WEIGHT = 0.3  #: of what is asked of the decoder's inner layers
 STOP_WEIGHT = 0.1
 ATTENTION_WEIGHT = 0.3
+SURVEY_WEIGHT = 0.2
+GROUNDING_WEIGHT = 0.2
+BLIND = 0.5  #: how often the text does not see reduced tokens in the layers that survey the picture
 SAVE_EVERY = 60  #: seconds
 LOG_EVERY = 25  #: steps
 
@@ -44,7 +47,7 @@ class Progress:
 
     def weights(self) -> np.ndarray:
         """How often each kind is asked: mostly what is not known yet."""
-        return np.maximum(0.05, (1.05 - self.accuracy) ** 2)
+        return np.maximum(0.02, (1.05 - self.accuracy) ** 2)
 
     def record(self, kinds: torch.Tensor, right: torch.Tensor) -> None:
         for kind in range(len(self.accuracy)):
@@ -175,13 +178,20 @@ class Trainer:
             tokens, places, way = source.lay_out(projected.float(), self.model, self.rng)
         asked = data.ask(samples, source.functions, progress.weights(), QUESTIONS, self.rng)
         packed = data.pack(asked, places)
-        logits, states = data.read(self.model, tokens, packed)
+        blind = way not in ("cells", "full") and self.rng.random() < BLIND
+        logits, states, attentions = data.read(self.model, tokens, packed, blind)
         right = logits.argmax(-1) == packed.answers
         if way in ("cells", "full"):
             progress.record(packed.kinds, right)
         name = f"{source.name}: {way}"
         self.ways[name] += 0.03 * (right.float().mean().item() - self.ways[name])
         loss = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten())
+        if way == "full":
+            labels, _ = shown(scenes)
+            marks = torch.stack([salience(labels), labels[:, 0].flatten(1).float()], -1).unflatten(0, (len(samples), -1))
+            salient, kinds = source.whole(marks, self.model, torch.zeros(2)).unbind(-1)
+            loss = loss + SURVEY_WEIGHT * data.survey_loss(attentions, led(salient), packed)
+            loss = loss + GROUNDING_WEIGHT * data.grounding_loss(attentions, kinds.round().long(), asked, packed)
         loss = loss + STOP_WEIGHT * data.stop_loss(self.model, states, packed)
         return loss + HELP_WEIGHT * data.hint_loss(self.model, states, packed)
 
