@@ -241,7 +241,7 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         "channels": _may(vision, "num_channels", 3, name),
     }
     shuffled = _shuffle(values, model_type, tower, name)
-    layers = values.get("vision_feature_layer", -1 if shuffled else -2)
+    layers = values.get("vision_feature_layer", -1 if shuffled or model_type == "idefics2" else -2)
     features = len(layers) if isinstance(layers, (list, tuple)) else 1
     wanted = layers[-1] if isinstance(layers, (list, tuple)) and layers else layers
     if isinstance(wanted, int) and wanted:  # hidden state n is the output of layer n - 1
