@@ -19,7 +19,7 @@ QWEN = {kind: f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("imag
 GEMMA4 = {"image": "<|image|>", "video": "<|video|>"}
 PLACEHOLDERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(FAMILIES, LLAVA),
-    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-mha", "qwen3-vl-moe", "qwen3.5", "qwen3.5-moe"), QWEN),
+    **dict.fromkeys((family for family in FAMILIES if family.startswith("qwen")), QWEN),
     "internvl": {"image": "<IMG_CONTEXT>", "video": "<video>"},
     "gemma3": {"image": "<start_of_image>", "video": ""},
     **dict.fromkeys(("gemma4", "gemma4-moe"), GEMMA4),

@@ -79,7 +79,7 @@ def test_a_model_partly_on_the_disk_keeps_the_same_tokens(placed: Any, family: s
         pytest.skip("The method says that it cannot work on this model.")
     made, got, kept = generate(there, inputs, method)
     assert kept == counts and torch.equal(made, tokens)
-    torch.testing.assert_close(got, logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got, logits, atol=5e-5, rtol=0)
 
 
 def test_run_on_all_devices_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,12 +104,18 @@ def cached_bytes(layer: Any) -> int:
         ("llava-1.5-7b", "prumerge_plus:mode=fixed"),
         ("llava-onevision-7b", "fastv"),
         ("qwen2.5-vl-7b", "vtw"),
+        ("smolvlm2-500m", "random:retention=0.25+fastv"),
+        *(
+            pytest.param(name, "random:retention=0.25+fastv", marks=pytest.mark.matrix)
+            for name in ("internvl3-1b", "idefics3-8b", "idefics2-8b", "gemma3-4b", "llava-next-video-7b", "video-llava-7b")
+        ),
     ],
 )
 def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     model = load_architecture(name)
     tokens = 64 if "qwen" in name else None  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
-    workload = model.video_workload(2) if "onevision" in name else model.image_workload(tokens=tokens)
+    shows_video = name.startswith(("llava-onevision", "llava-next-video", "video-llava", "internvl", "smolvlm"))
+    workload = model.video_workload(2) if shows_video else model.image_workload(tokens=tokens)
     reducer = load_zoo().build(specification)
     counted = count_shape(model, workload, reducer)
     cost = price(model, workload, reducer)
@@ -120,6 +126,21 @@ def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     assert parts["decoder"] == sum(part.flops for part in cost.layers)
     assert parts["lm_head"] == cost.part("lm head").flops
     assert parts["method"] == cost.part("method").flops
+
+
+@pytest.mark.parametrize("family", ["internvl", "smolvlm", "idefics3", "idefics2", "gemma3", "llava-next-video", "video-llava"])
+def test_a_shape_without_weights_of_each_family(family: str) -> None:
+    """The class that its model_type names, its pictures as its adapter sees them; frames too where it takes them."""
+    model = architecture_of(tiny_model(family, layers=6))
+    workloads = [model.image_workload(2), *([model.video_workload(4)] if model.video else [])]
+    early = [] if family == "idefics2" else ["prumerge:tokens=4"]
+    for workload in workloads:
+        for specification in ["none", "random:retention=0.5+fastv:K=2", *early]:
+            reducer = load_zoo().build(specification)
+            counted, cost = count_shape(model, workload, reducer), price(model, workload, reducer)
+            parts = counted.parts
+            assert counted.flops == counted.counted.torch_flops == cost.flops
+            assert (parts["vision"], parts["projector"]) == (cost.part("vision").flops, cost.part("projector").flops)
 
 
 def test_siglip_s_pooling_head_is_priced() -> None:
@@ -141,8 +162,6 @@ def test_a_config_says_of_a_model_what_its_family_says(family: str) -> None:
     prices_alone = {"experts", "active_experts", "expert_intermediate", "dense_layers", "window", "gated_attention"}
     prices_alone |= {"beside_experts", "beside_gated", "full_head_dim", "full_kv_heads", "key_is_value"}
     seen = set(run) - prices_alone - {"wide_shared_mlp", "per_layer_width"}
-    if architecture_of(model).vision is None:  # its encoder is not priced
-        seen = {"hidden", "layers", "heads", "kv_heads", "intermediate", "vocab", "head_dim"}
     assert {name: priced[name] for name in seen} == {name: run[name] for name in seen}
 
 

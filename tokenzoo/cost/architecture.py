@@ -103,11 +103,24 @@ class VisionTower(Record):
 
 
 class Projector(Record):
-    """Two linear layers from the encoder (for Qwen-VL from merge x merge patches at once) to the decoder; one with hidden 0."""
+    """Two linear layers from the encoder (for Qwen-VL from merge x merge patches at once) to the decoder; one with hidden 0,
+    three where the first has a gate beside it (`gated`)."""
 
     inputs: Size
     hidden: Count
     outputs: Size
+    gated: bool = False
+
+
+class Resampler(Record):
+    """What makes `latents` tokens of all patches of a view, behind the projector: layers in which they attend to the patches
+    and to each other (Idefics2). No token can be dropped before it."""
+
+    latents: Size
+    layers: Depth
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
 
 
 class Picture(Record):
@@ -119,21 +132,33 @@ class Picture(Record):
 
 
 class Frames(Record):
-    """What a video becomes by default: `tokens` per view (a view is `frames_per_view` frames), once `structural`."""
+    """What a video becomes by default: `tokens` per view (a view is `frames_per_view` frames), once `structural`.
+
+    `through`: structural tokens of each view that come from the encoder (CLS). `merged`: patches that become one token before
+    the projector, beyond the tower's `merge` (0: none). `apart`: each view is a picture of its own to a method.
+    """
 
     tokens: Count
     encoder_tokens: Count = 0
     structural: Count = 0
     frames_per_view: Size = 1
+    through: Count = 0
+    merged: Count = 0
+    apart: bool = False
 
 
 class ModelArchitecture(Record):
-    """A model's shape. `decoder` is what methods see of it; `vision` and `projector` are None where unknown."""
+    """A model's shape. `decoder` is what methods see of it; `vision` and `projector` are None where unknown.
+
+    `model_type`: that of the Hugging Face class, where the shape alone does not tell it.
+    """
 
     name: str
+    model_type: str = ""
     sizes: Annotated[DecoderSizes, Field(alias="decoder")]
     vision: VisionTower | None = None
     projector: Projector | None = None
+    resampler: Resampler | None = None
     image: Picture | None = None
     video: Frames | None = None
     skip_mlp_add: bool = False
@@ -184,8 +209,13 @@ class ModelArchitecture(Record):
             raise UserError(f"'{self.name}' has no default for videos. Give the tokens of a frame with '--tokens N'.")
         views = -(-frames // video.frames_per_view)
         in_range(views * video.tokens, "the visual tokens of all frames", 0, MOST_TOKENS)
-        encoder = (video.encoder_tokens,) * views if video.encoder_tokens else ()
-        return Workload(self.decoder, (Source("video", (video.tokens,) * views, video.structural, encoder),), text_tokens)
+        if video.apart:
+            return Workload(self.decoder, (Source("image", (video.tokens,)),) * views, text_tokens)
+        encoder, through = (video.encoder_tokens,) * views if video.encoder_tokens else (), views * video.through
+        source = Source(
+            "video", (video.tokens,) * views, video.structural + through, encoder, through=through, merged=video.merged
+        )
+        return Workload(self.decoder, (source,), text_tokens)
 
 
 def load_architecture(name: str) -> ModelArchitecture:

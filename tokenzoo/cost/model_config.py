@@ -25,6 +25,7 @@ VISION_MODELS = {
     "internvl": "vit",
     "gemma3": "vit",
     "gemma4": "gemma4",
+    "idefics2": "vit",
     "idefics3": "vit",
     "smolvlm": "vit",
     "qwen2_5_vl": "qwen2.5-vl",
@@ -38,6 +39,7 @@ CLASS_TOKEN = {
     "clip_vision_model": True,
     "internvl_vision": True,
     "siglip_vision_model": False,
+    "idefics2_vision": False,
     "idefics3_vision": False,
     "smolvlm_vision": False,
 }
@@ -63,6 +65,7 @@ def architecture_of(config: Any, name: str = "") -> ModelArchitecture:
         vision = _section(values, "vision_config", name)
         if not vision:
             raise UserError(f"The config of '{name}' has no 'vision_config'. Read it with AutoConfig.from_pretrained.")
+        entry["model_type"] = model_type
         if VISION_MODELS[model_type] == "vit":
             entry |= _vit(values, vision, model_type, decoder["hidden"], name)
         elif model_type == "gemma4":
@@ -238,7 +241,7 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         "channels": _may(vision, "num_channels", 3, name),
     }
     shuffled = _shuffle(values, model_type, tower, name)
-    layers = values.get("vision_feature_layer", -1 if shuffled else -2)
+    layers = values.get("vision_feature_layer", -1 if shuffled or model_type == "idefics2" else -2)
     features = len(layers) if isinstance(layers, (list, tuple)) else 1
     wanted = layers[-1] if isinstance(layers, (list, tuple)) and layers else layers
     if isinstance(wanted, int) and wanted:  # hidden state n is the output of layer n - 1
@@ -261,13 +264,41 @@ def _vit(values: dict[str, Any], vision: dict[str, Any], model_type: str, hidden
         entry["image"] = {"view_tokens": [tokens, tokens], "structural": side, "encoder_views": [tokens, tokens]}
         entry["video"] = {"tokens": (-(-side // 2)) ** 2, "encoder_tokens": tokens, "structural": 1}
     if model_type == "video_llava":
-        entry["video"] = {"tokens": tokens + 1}  # each frame's CLS token goes along
+        entry["video"] = {"tokens": tokens, "through": 1}  # each frame's CLS token
     if model_type == "llava_next_video":
-        entry["video"] = {"tokens": (side // _may(values, "spatial_pool_stride", 2, name)) ** 2}
+        stride = _may(values, "spatial_pool_stride", 2, name)
+        entry["video"] = {"tokens": (side // stride) ** 2, "merged": stride**2}
+    if model_type in ("internvl", "smolvlm"):  # whose frames go in as pictures
+        entry["video"] = {"tokens": entry["image"]["view_tokens"][0], "apart": True}
+    if model_type == "idefics2":
+        entry |= _resampled(values, tower, hidden, name)
     if model_type in ("llava_next", "llava_next_video"):
         grid = [tokens, 4 * tokens]
         entry["image"] = {"view_tokens": grid, "structural": 2 * side, "encoder_views": [tokens] * 5}
     return entry
+
+
+def _resampled(values: dict[str, Any], tower: dict[str, Any], hidden: int, name: str) -> dict[str, Any]:
+    """Idefics2: all patches pass a gated projection, and a resampler makes the same number of tokens of them."""
+    shape, text = _section(values, "perceiver_config", name), _section(values, "text_config", name)
+    heads = _may(shape, "resampler_n_heads", 16, name)
+    latents = _may(shape, "resampler_n_latents", 64, name)
+    return {
+        "projector": {
+            "inputs": tower["hidden"],
+            "hidden": _need(text, ("intermediate_size",), name),
+            "outputs": hidden,
+            "gated": True,
+        },
+        "resampler": {
+            "latents": latents,
+            "layers": _may(shape, "resampler_depth", 3, name),
+            "heads": heads,
+            "kv_heads": _may(shape, "num_key_value_heads", 4, name),
+            "head_dim": _may(shape, "resampler_head_dim", 96, name),
+        },
+        "image": {"view_tokens": [latents]},
+    }
 
 
 def _shuffle(values: dict[str, Any], model_type: str, tower: dict[str, Any], name: str) -> int:

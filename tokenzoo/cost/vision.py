@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from tokenzoo.cost.architecture import ModelArchitecture, Projector, VisionTower
+from tokenzoo.cost.architecture import ModelArchitecture, Projector, Resampler, VisionTower
 from tokenzoo.cost.exact import attention, elementwise
 from tokenzoo.cost.operations import Operation, Step, linear
 from tokenzoo.errors import UserError
@@ -58,6 +58,8 @@ def vision_tower(
     tower = model.vision
     if tower is None or not grids:
         return []
+    if model.resampler:  # its tokens are no patches
+        grids = [(tower.image_size // tower.patch,) * 2] * len(grids)
     views = [_Tokens(tower, grid, own) for grid, own in zip(grids, cuts or [()] * len(grids), strict=True)]
     patches = sum(view.patches for view in views)
     pixels = tower.channels * tower.temporal_patch * tower.patch**2
@@ -78,14 +80,39 @@ def vision_tower(
 
 
 def projector(model: ModelArchitecture, tokens: int, width: int) -> list[Operation]:
-    """The projector on the `tokens` tokens that really enter it."""
+    """The projector on the `tokens` tokens that really enter it; a resampler behind it makes the tokens of all patches."""
     shape = model.projector
     if shape is None or not tokens:
         return []
+    after: list[Operation] = []
+    if model.resampler is not None and model.vision is not None:
+        views, patches = tokens // model.resampler.latents, (model.vision.image_size // model.vision.patch) ** 2
+        after, tokens = _resampler(model.resampler, shape.outputs, views, patches, width), views * patches
+    first = ("projector 1", "projector gate") if shape.gated else ("projector 1",)
     return [
-        linear("projector 1", tokens, shape.inputs, shape.hidden or shape.outputs, width, parallel=False),
+        *(linear(name, tokens, shape.inputs, shape.hidden or shape.outputs, width, parallel=False) for name in first),
         *_second(shape, tokens, width),
+        *after,
     ]
+
+
+def _resampler(shape: Resampler, hidden: int, views: int, patches: int, width: int) -> list[Operation]:
+    """In each layer the latents attend to the patches and to themselves; a gated MLP, four times as wide, follows."""
+    latents, rows = views * shape.latents, views * (patches + shape.latents)
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    step = Step(shape.latents, patches + shape.latents, views, width)
+    layer = [
+        elementwise("resampler norms", 4 * (latents + rows) * hidden, 2 * (latents + rows) * hidden, width, parallel=False),
+        linear("resampler q", latents, hidden, queries, width, parallel=False),
+        *(linear(f"resampler {name}", rows, hidden, keys, width, parallel=False) for name in ("k", "v")),
+        *attention(step, shape.heads, shape.head_dim, keys, parallel=False),
+        linear("resampler out", latents, queries, hidden, width, parallel=False),
+        *(linear(f"resampler {name}", latents, hidden, 4 * hidden, width, parallel=False) for name in ("gate", "up")),
+        elementwise("resampler activation", 5 * latents * 4 * hidden, 3 * latents * 4 * hidden, width, parallel=False),
+        linear("resampler down", latents, 4 * hidden, hidden, width, parallel=False),
+        elementwise("resampler adds", 2 * latents * hidden, 6 * latents * hidden, width, parallel=False),
+    ]
+    return layer * shape.layers
 
 
 def _second(shape: Projector, tokens: int, width: int) -> list[Operation]:

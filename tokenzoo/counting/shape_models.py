@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from tokenzoo.cost.architecture import ModelArchitecture
+from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
 from tokenzoo.cost.vision import view_grids
 from tokenzoo.counting.counted import Counted, count
 from tokenzoo.errors import UserError
@@ -16,6 +17,7 @@ from tokenzoo.method.weightless import Weightless, empty_out, hollow
 from tokenzoo.method.workload import Workload
 
 TEXT, IMAGE, VIDEO, START = 1, 2, 3, 4
+TOWERS = ("model.vision_tower", "model.vision_model", "model.image_tower", "model.video_tower", "model.visual")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class ShapeCount:
         module = self.counted.module
         merger = module("model.visual.merger")
         return {
-            "vision": module("model.vision_tower") + module("model.visual") - merger,
-            "projector": module("model.multi_modal_projector") + merger,
-            "decoder": module("model.language_model"),
+            "vision": sum(map(module, TOWERS)) - merger,
+            "projector": module("model.multi_modal_projector") + module("model.connector") + merger,
+            "decoder": module("model.language_model") + module("model.text_model"),
             "lm_head": module("lm_head"),
             "method": self.counted.method,
         }
@@ -69,18 +71,11 @@ def build(model: ModelArchitecture) -> nn.Module:
     }
     if tower is None or model.projector is None:
         raise UserError(f"'{model.name}' has no vision tower to run. Choose a whole model, such as llava-1.5-7b.")
-    if tower.kind == "vit" and (tower.merge > 1 or model.name.startswith(("llava-next-video", "video-llava"))):
-        raise UserError(f"A forward of the shape of '{model.name}' cannot be made without its checkpoint. Leave '--counted' out.")
     tokens: dict[str, Any] = {"image_token_index": IMAGE}
-    if tower.kind == "vit":
-        sizes: dict[str, Any] = {
-            "hidden_size": tower.hidden,
-            "num_hidden_layers": tower.layers,
-            "num_attention_heads": tower.heads,
-            "intermediate_size": tower.intermediate,
-            "patch_size": tower.patch,
-            "image_size": tower.image_size,
-        }
+    if model.model_type in _OTHERS:
+        config, family = _OTHERS[model.model_type](hf, model, text)
+    elif tower.kind == "vit":
+        sizes = _sizes(tower)
         if not tower.class_token:
             vision = hf.SiglipVisionConfig(**sizes, vision_use_head=tower.pooling_head)
             config = hf.LlavaOnevisionConfig(
@@ -105,6 +100,107 @@ def build(model: ModelArchitecture) -> nn.Module:
     if decoder.experts:
         made.set_experts_implementation("batched_mm")  # the default kernel takes no float32 on the meta device
     return made
+
+
+def _sizes(tower: VisionTower) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.hidden,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.intermediate,
+        "patch_size": tower.patch,
+        "image_size": tower.image_size,
+    }
+
+
+def _tile_tokens(tower: VisionTower) -> int:
+    return (tower.image_size // tower.patch // tower.merge) ** 2
+
+
+def _internvl(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower = model.vision
+    assert tower is not None
+    config = hf.InternVLConfig(
+        vision_config=hf.InternVLVisionConfig(**_sizes(tower)),
+        text_config=hf.Qwen2Config(**text),
+        image_token_id=IMAGE,
+        downsample_ratio=1 / tower.merge,
+        image_seq_length=_tile_tokens(tower),
+    )
+    return config, hf.InternVLForConditionalGeneration
+
+
+def _idefics(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower = model.vision
+    assert tower is not None
+    name = "SmolVLM" if model.model_type == "smolvlm" else "Idefics3"
+    config = getattr(hf, f"{name}Config")(
+        vision_config=_sizes(tower), text_config=hf.LlamaConfig(**text), scale_factor=tower.merge, image_token_id=IMAGE
+    )
+    return config, getattr(hf, f"{name}ForConditionalGeneration")
+
+
+def _idefics2(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower, resampler = model.vision, model.resampler
+    assert tower is not None and resampler is not None
+    perceiver = {
+        "hidden_size": model.decoder.hidden,
+        "resampler_n_latents": resampler.latents,
+        "resampler_depth": resampler.layers,
+        "resampler_n_heads": resampler.heads,
+        "resampler_head_dim": resampler.head_dim,
+        "num_key_value_heads": resampler.kv_heads,
+    }
+    language = hf.MistralConfig(**text, sliding_window=None)
+    config = hf.Idefics2Config(
+        vision_config=_sizes(tower), text_config=language, perceiver_config=perceiver, image_token_id=IMAGE
+    )
+    return config, hf.Idefics2ForConditionalGeneration
+
+
+def _gemma3(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower, decoder = model.vision, model.decoder
+    assert tower is not None
+    full = set(decoder.full_attention_layers)
+    types = ["full_attention" if index in full else "sliding_attention" for index in range(decoder.layers)]
+    language = hf.Gemma3TextConfig(
+        **text, head_dim=decoder.head_dim, sliding_window=decoder.window, layer_types=types, pad_token_id=0
+    )
+    config = hf.Gemma3Config(
+        text_config=language,
+        vision_config={**_sizes(tower), "vision_use_head": False},
+        mm_tokens_per_image=_tile_tokens(tower),
+        image_token_index=IMAGE,
+    )
+    return config, hf.Gemma3ForConditionalGeneration
+
+
+def _llava_video(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower = model.vision
+    assert tower is not None
+    vision, language = hf.CLIPVisionConfig(**_sizes(tower)), hf.LlamaConfig(**text)
+    given: dict[str, Any] = {"image_token_index": IMAGE, "video_token_index": VIDEO}
+    if model.model_type == "video_llava":
+        config = hf.VideoLlavaConfig(vision_config=vision, text_config=language, **given)
+        return config, hf.VideoLlavaForConditionalGeneration
+    side = 2 * tower.image_size
+    given |= {"image_grid_pinpoints": [[side, side]]}
+    if model.video is not None and model.video.merged:
+        given |= {"spatial_pool_stride": math.isqrt(model.video.merged)}
+    config = hf.LlavaNextVideoConfig(vision_config=vision, text_config=language, **given)
+    return config, hf.LlavaNextVideoForConditionalGeneration
+
+
+#: Families whose class their shape does not tell.
+_OTHERS = {
+    "internvl": _internvl,
+    "smolvlm": _idefics,
+    "idefics3": _idefics,
+    "idefics2": _idefics2,
+    "gemma3": _gemma3,
+    "llava_next_video": _llava_video,
+    "video_llava": _llava_video,
+}
 
 
 def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
@@ -162,6 +258,9 @@ def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> d
         kind = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
         return {**inputs, names[0]: pixels, names[1]: torch.tensor(grid), "mm_token_type_ids": kind}
     side, channels, pictures = tower.image_size, tower.channels, batch * len(views)
+    if model.model_type in ("smolvlm", "idefics3", "idefics2"):  # pictures of zeros would be taken for padding
+        pixels = torch.ones(()).expand(batch, len(views), channels, side, side)
+        return {**inputs, "pixel_values": pixels, "pixel_attention_mask": torch.ones(batch, len(views), side, side).bool()}
     if video:
         return {**inputs, "pixel_values_videos": hollow((pictures, views[0], channels, side, side))}
     if model.image and len(model.image.encoder_views) > 1:

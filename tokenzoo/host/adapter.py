@@ -63,7 +63,9 @@ class Adapter:
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise self.fault(name, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+            text = " ".join(str(error).split()).rstrip(".")
+            why = f"raised {type(error).__name__}: {text}. If it is right, the arguments of this call do not fit each other"
+            raise self.fault(name, why) from error
 
     def fault(self, name: str, wrong: str) -> AdapterError:
         return fault(self.family, name, wrong)
