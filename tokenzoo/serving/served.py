@@ -150,8 +150,9 @@ def outline(config: Any) -> Module:
 
 def _check_method(method: TokenReducer, made: Served) -> None:
     """What a method's own declaration says it needs and vLLM does not have."""
-    inside = method.layers(made.methods.architecture.layers)
-    if method.acts_in_encoder or method.caches or method.reads:
+    layers = made.methods.architecture.layers
+    inside = method.layers(layers)
+    if method.acts_in_encoder or cache_layers(method, layers) or read_layers(method, layers):
         where = "inside the vision encoder" if method.acts_in_encoder else "in the KV cache"
         raise UnsupportedError(
             f"'{method}' acts {where}, and vLLM runs that as it is. Serve a method that acts before the LLM: 'tokenzoo list' "
@@ -161,16 +162,6 @@ def _check_method(method: TokenReducer, made: Served) -> None:
         raise UnsupportedError(
             f"'{method}' drops tokens inside the LLM (after layer {inside[0]}), but vLLM's KV cache has one length for all "
             "layers. Serve a method that acts before the LLM: 'tokenzoo list' groups them by that."
-        )
-    layers = made.methods.architecture.layers
-    if cache_layers(method, layers) or read_layers(method, layers):
-        raise UnsupportedError(
-            f"'{method}' chooses what the KV cache holds or a decoding step reads of it, but vLLM's cache is its own. Serve a "
-            "method that acts before the LLM."
-        )
-    if method.acts_in_encoder:
-        raise UnsupportedError(
-            f"'{method}' acts inside the vision encoder, which vLLM runs as it is. Serve a method that acts behind it."
         )
     if method.enters and method.entry_positions == "keep" and not made.methods.mrope:
         renumber = f" Write {method.name}:position=renumber." if "position" in method.parameters else ""
