@@ -264,6 +264,28 @@ def test_signals_of_the_encoder_are_the_reduced_encoders_own(family: str) -> Non
     assert len(read[2]) == final.shape[1]
 
 
+def test_keys_behind_a_layer_that_merged_are_the_anchors() -> None:
+    case = tiny_case("llava", "single", layers=LAYERS)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def pick(self: Any, layer: Any, count: int) -> torch.Tensor:
+        seen.append((layer.keys(), layer.sizes))
+        return torch.arange(count).expand(len(layer.sizes), -1)
+
+    behind = changed(encoder_acts_after="layer", encoder_kept=lambda self, patches, a: {0: 8}, encoder_pick=pick)
+    keys: list[torch.Tensor] = []
+    with torch.no_grad(), tokenzoo.apply(case.model, [ToMe(r=(4,)), behind]):
+        stack = case.family.encoder_layers(case.model)
+        handle = stack[0].self_attn.k_proj.register_forward_hook(lambda module, args, output: keys.append(output))
+        case.model(**case.inputs)
+        handle.remove()
+    (got, sizes), heads = seen[0], case.family.encoder_heads(case.model)
+    own = keys[0].unflatten(-1, (heads, -1)).mean(2)[0, 1:]
+    even = own[::2]  # B, which stands behind what is left of A
+    assert got.shape[:2] == (1, 32) and sizes.sum().item() == 36 and torch.equal(got[0, 14:], even)
+    assert all(any(torch.equal(key, other) for other in own[1::2]) for key in got[0, :14])
+
+
 def test_the_trace_says_in_which_layer_a_patch_left(tmp_path: Path) -> None:
     case = tiny_case("llava", "single", layers=LAYERS)
     with torch.no_grad(), tokenzoo.apply(case.model, [Largest()]) as run:
