@@ -141,6 +141,7 @@ def run(case: Case, reducers: Sequence[TokenReducer]) -> Outcome:
         logits = [output.logits[index, sample_rows(case, count, max(counts))] for index, count in enumerate(counts)]
     keys = [getattr(layer, "keys", None) for layer in cache.layers]
     lengths = [None if states is None else int(states.shape[-2]) for states in keys]
+    lengths += [None] * (trace.layers - len(lengths))  # transformers 5.19 leaves out layers at the end that share keys
     return Outcome(trace, logits, generated, lengths, seen[0], entering, inside, encoder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -188,7 +189,8 @@ def _llava(model: Any, kind: str, counts: list[int], generator: torch.Generator)
     if kind == "video":  # Video-LLaVA: each frame's CLS token goes along
         pixels = torch.randn(sum(counts), _FRAMES, 3, size, size, generator=generator)
         return _Visual([[_FRAMES * (tokens + 1)]] * sum(counts), {"pixel_values_videos": pixels})
-    return _Visual([[tokens]] * sum(counts), {"pixel_values": pixels})
+    names = inspect.signature(type(model).forward).parameters  # transformers 5.19 has another for Video-LLaVA
+    return _Visual([[tokens]] * sum(counts), {"pixel_values" if "pixel_values" in names else "pixel_values_images": pixels})
 
 
 def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:

@@ -209,7 +209,7 @@ def _layer_inputs(
         return {}
     own: dict[str, Any] = {"shared_kv_states": {}}
     if prompt.words is not None:
-        words = torch.cat([prompt.words[index, columns], decoder.get_per_layer_inputs(generated)])
+        words = torch.cat([prompt.words[index, columns], decoder.get_per_layer_inputs(generated, None)])
         own["per_layer_input"] = decoder.project_per_layer_inputs(hidden, words[None])
     return own
 
