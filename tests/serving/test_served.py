@@ -94,6 +94,7 @@ def test_a_picture_alone_is_reduced_as_in_its_prompt(family: str, case: str, kin
         ("llava", "divprune+snapkv", "what the KV cache holds"),
         ("llava", "dycoke:p=0.5", "what the KV cache holds"),
         ("llava", "tome", "acts inside the vision encoder"),
+        ("llava", "downsample", "smaller"),
         ("llava", "prumerge", "as many tokens as the picture asks for"),
         ("llava-onevision", "vidcom2:rounding=released", "as many tokens as the picture asks for"),
         ("llava", "mmtok", "reads the question"),

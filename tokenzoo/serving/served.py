@@ -104,7 +104,7 @@ def served(config: Any) -> Served | None:
     if not isinstance(specification, str):
         raise UserError(f"'{KEY}' of the config is {specification!r}. Write a method as text: \"divprune:retention=0.25\".")
     pipeline = load_zoo().build(specification)
-    if not any(method.acts for method in pipeline.reducers):
+    if not any(method.acts or method.picture_scale != 1 for method in pipeline.reducers):
         return None
     key = config.to_json_string(use_diff=False)
     if key not in _MADE:
@@ -172,6 +172,8 @@ def _check_method(method: TokenReducer, made: Served) -> None:
         raise UnsupportedError(
             f"'{method}' acts inside the vision encoder, which vLLM runs as it is. Serve a method that acts behind it."
         )
+    if method.picture_scale != 1:
+        raise UnsupportedError(f"'{method}' makes pictures smaller: send smaller ones, or set the sizes in --mm-processor-kwargs.")
     if method.enters and method.entry_positions == "keep" and not made.methods.mrope:
         renumber = f" Write {method.name}:position=renumber." if "position" in method.parameters else ""
         raise UnsupportedError(f"'{method}' keeps position ids, but vLLM numbers a prompt's tokens 0, 1, 2, ...{renumber}")
