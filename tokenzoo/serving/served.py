@@ -151,12 +151,6 @@ def outline(config: Any) -> Module:
 def _check_method(method: TokenReducer, made: Served) -> None:
     """What a method's own declaration says it needs and vLLM does not have."""
     inside = method.layers(made.methods.architecture.layers)
-    if method.acts_in_encoder or method.caches or method.reads:
-        where = "inside the vision encoder" if method.acts_in_encoder else "in the KV cache"
-        raise UnsupportedError(
-            f"'{method}' acts {where}, and vLLM runs that as it is. Serve a method that acts before the LLM: 'tokenzoo list' "
-            "groups them by that."
-        )
     if inside:
         raise UnsupportedError(
             f"'{method}' drops tokens inside the LLM (after layer {inside[0]}), but vLLM's KV cache has one length for all "
@@ -173,7 +167,9 @@ def _check_method(method: TokenReducer, made: Served) -> None:
             f"'{method}' acts inside the vision encoder, which vLLM runs as it is. Serve a method that acts behind it."
         )
     if method.picture_scale != 1:
-        raise UnsupportedError(f"'{method}' makes pictures smaller: send smaller ones, or set the sizes in --mm-processor-kwargs.")
+        raise UnsupportedError(
+            f"'{method}' makes pictures smaller: send smaller ones, or set the sizes in --mm-processor-kwargs."
+        )
     if method.enters and method.entry_positions == "keep" and not made.methods.mrope:
         renumber = f" Write {method.name}:position=renumber." if "position" in method.parameters else ""
         raise UnsupportedError(f"'{method}' keeps position ids, but vLLM numbers a prompt's tokens 0, 1, 2, ...{renumber}")
