@@ -12,8 +12,17 @@ import time
 
 from tokenzoo.comparison.store import Store
 
-#: All methods on both embedded models: pictures on the one, pictures and videos on the other.
-COMMAND = [sys.executable, "-m", "tokenzoo", "compare", "--methods", "aim,fastv,pdrop,prumerge,visionzip,vidcom2,dycoke,snapkv", "--model", "embedded:llava,embedded:onevision"]
+#: Methods of every kind on both embedded models: pictures on the one, pictures and videos on the other.
+COMMAND = [
+    sys.executable,
+    "-m",
+    "tokenzoo",
+    "compare",
+    "--methods",
+    "aim,fastv,pdrop,prumerge,visionzip,vidcom2,dycoke,snapkv",
+    "--model",
+    "embedded:llava,embedded:onevision",
+]
 COMMAND += ["--tasks", "reading,order", "--limit", "2", "--no-timing", "--format", "json"]
 SECTIONS = 3
 #: Cells after which it is killed, and seconds that a busy machine may need.

@@ -87,12 +87,12 @@ def test_a_picture_alone_is_reduced_as_in_its_prompt(family: str, case: str, kin
     ("family", "method", "reason"),
     [
         ("llava", "fastv:K=2", "inside the LLM"),
-        ("llava", "tome", "inside the vision encoder"),
-        ("llava", "snapkv", "in the KV cache"),
         ("llava", "aim", "inside the LLM"),
         ("llava", "divprune+vtw:K=3", "inside the LLM"),
-        ("llava", "divprune+snapkv", "in the KV cache"),
-        ("llava", "dycoke:p=0.5", "in the KV cache"),
+        ("llava", "divprune+snapkv", "what the KV cache holds"),
+        ("llava", "dycoke:p=0.5", "what the KV cache holds"),
+        ("llava", "tome", "acts inside the vision encoder"),
+        ("llava", "downsample", "smaller"),
         ("llava", "prumerge", "as many tokens as the picture asks for"),
         ("llava-onevision", "vidcom2:rounding=released", "as many tokens as the picture asks for"),
         ("llava", "mmtok", "reads the question"),
@@ -119,6 +119,10 @@ def test_a_method_that_is_no_text_is_refused(method) -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UserError, match="Did you mean 'divprune'"):
         asked("llava", "divprun")
+
+
+def test_a_stage_that_is_off_needs_nothing() -> None:
+    assert asked("llava-onevision", "dycoke") is not None
 
 
 def test_one_view_leaves_nothing_open() -> None:

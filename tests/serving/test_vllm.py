@@ -191,7 +191,7 @@ def server(tmp_path_factory):
         process.wait(30)
 
 
-def wait(process, address: str, log, patience: float = 400) -> None:
+def wait(process, address: str, log, patience: float = 900) -> None:
     """Until the server answers; what it wrote where it ends instead."""
     end = time.monotonic() + patience
     while time.monotonic() < end and process.poll() is None:

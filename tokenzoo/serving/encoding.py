@@ -32,7 +32,7 @@ class TowerWatch(VisionWatch):
     def attach_to(self, layers: Sequence[Module], projector: Module) -> None:
         """Begin to watch, for as long as the model lives."""
         if self.reduce is not None:
-            projector.register_forward_pre_hook(self._before_projector)
+            projector.register_forward_pre_hook(self._before_projector, with_kwargs=True)
             projector.register_forward_hook(self._after_projector)
         for index in self.encoder_layers:
             layers[index].register_forward_pre_hook(self._arguments(index), with_kwargs=True)

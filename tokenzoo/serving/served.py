@@ -104,7 +104,7 @@ def served(config: Any) -> Served | None:
     if not isinstance(specification, str):
         raise UserError(f"'{KEY}' of the config is {specification!r}. Write a method as text: \"divprune:retention=0.25\".")
     pipeline = load_zoo().build(specification)
-    if not any(method.acts for method in pipeline.reducers):
+    if not any(method.acts or method.picture_scale != 1 for method in pipeline.reducers):
         return None
     key = config.to_json_string(use_diff=False)
     if key not in _MADE:
@@ -152,16 +152,23 @@ def _check_method(method: TokenReducer, made: Served) -> None:
     """What a method's own declaration says it needs and vLLM does not have."""
     layers = made.methods.architecture.layers
     inside = method.layers(layers)
-    if method.acts_in_encoder or cache_layers(method, layers) or read_layers(method, layers):
-        where = "inside the vision encoder" if method.acts_in_encoder else "in the KV cache"
-        raise UnsupportedError(
-            f"'{method}' acts {where}, and vLLM runs that as it is. Serve a method that acts before the LLM: 'tokenzoo list' "
-            "groups them by that."
-        )
     if inside:
         raise UnsupportedError(
             f"'{method}' drops tokens inside the LLM (after layer {inside[0]}), but vLLM's KV cache has one length for all "
             "layers. Serve a method that acts before the LLM: 'tokenzoo list' groups them by that."
+        )
+    if cache_layers(method, layers) or read_layers(method, layers):
+        raise UnsupportedError(
+            f"'{method}' chooses what the KV cache holds or a decoding step reads of it, but vLLM's cache is its own. Serve a "
+            "method that acts before the LLM."
+        )
+    if method.acts_in_encoder:
+        raise UnsupportedError(
+            f"'{method}' acts inside the vision encoder, which vLLM runs as it is. Serve a method that acts behind it."
+        )
+    if method.picture_scale != 1:
+        raise UnsupportedError(
+            f"'{method}' makes pictures smaller: send smaller ones, or set the sizes in --mm-processor-kwargs."
         )
     if method.enters and method.entry_positions == "keep" and not made.methods.mrope:
         renumber = f" Write {method.name}:position=renumber." if "position" in method.parameters else ""
