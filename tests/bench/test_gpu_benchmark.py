@@ -27,8 +27,8 @@ def gpu() -> Any:
 def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     methods = ("none", "aim", "fastv", "prumerge")
-    command = [sys.executable, str(PROGRAM), "--tiny", "--rounds", "1", "--minutes", "60", "--json", str(file)]
-    done = subprocess.run([*command, "--methods", *methods], capture_output=True, text=True, timeout=900)
+    command = [sys.executable, str(PROGRAM), "--tiny", "--rounds", "1", "--minutes", "60", "--hardware", "h100"]
+    done = subprocess.run([*command, "--json", str(file), "--methods", *methods], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
     tables = {table["scenario"]: {row["method"]: row for row in table["rows"]} for table in report["tables"]}
@@ -40,6 +40,7 @@ def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
         assert all(len(row["prefill_ms"]) == 1 and row["prefill_ms"][0] > 0 for row in rows.values())
         assert all(row["decode_ms"][0] > 0 for name, row in rows.items() if name != "raw model")
         assert 0 < rows["aim"]["own_share"][0] < 1
+        assert 0 < rows["aim"]["roofline"] < rows["none"]["roofline"]
     assert "prumerge" in tables["tiny llava, image"]
     assert report["tables"][0]["left_out"] == {"prumerge": "removes nothing here"}
     assert report["kit"]["runs"] >= len(methods) and report["kit"]["findings"] == []
