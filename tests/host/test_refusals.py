@@ -281,3 +281,13 @@ def test_a_model_that_drops_tokens_by_itself_is_refused_by_name():
     model.model.video_pruning_rate, model.config.video_pruning_rate = 0.7, 0.0  # the module copied it when it was made
     with pytest.raises(UnsupportedError, match=r"nemotron_h_omni.*video_pruning_rate=0.7"), tokenzoo.apply(model, "fastv"):
         pass
+
+
+@pytest.mark.parametrize("name", ["prumerge", "visionzip", "mmtok", "fastvid", "holov"])
+def test_a_bare_decoder_has_no_encoder_to_read(name: str) -> None:
+    decoder = tiny_model("llava", layers=12).model.language_model
+    with (
+        pytest.raises(UnsupportedError, match=f"'{name}' reads the vision encoder"),
+        tokenzoo.apply(decoder, name, visual=[(5, 41)]),
+    ):
+        pass

@@ -65,6 +65,7 @@ class Run:
         self.input_ids: torch.Tensor | None = None
         self.thread: int | None = None
         self.vision: VisionWatch | None = None
+        recorded = methods.encoder_layers  # refuses a method that reads an encoder which is not there
         if self.root is not None:
             reduce = methods.reduce_early if methods.reduces_early else None
             inner = None
@@ -73,7 +74,7 @@ class Run:
                 refusals.check_encoder(family, model, methods.in_encoder)
                 inner = EncoderReduction(family, model, methods.encoder_halves, proportional, methods.reduce_encoder)
             number = methods.encoder_method if methods.in_encoder else 0
-            self.vision = VisionWatch(family, model, methods.encoder_layers, reduce, inner, number)
+            self.vision = VisionWatch(family, model, recorded, reduce, inner, number)
 
     def _queries(self, index: int, rows: int) -> Queries:
         return Queries(self.family, self.decoder.layers[index], rows)
