@@ -1,6 +1,6 @@
 """What the first page shows, made by the tool: a table and a plot of all methods, and a picture and a video as each sees them.
 
-tokenzoo compare --methods all --limit 20 --no-timing --budget 50%,33%,15% --out DIR
+tokenzoo compare --methods all --limit 20 --no-timing --out DIR
 python docs/showcase.py DIR    # the table and the plots
 python docs/showcase.py        # the gallery
 
