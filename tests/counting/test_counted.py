@@ -102,7 +102,10 @@ def test_counted_is_computed_for_more_families(case: tuple[str, str], specificat
 @pytest.mark.parametrize("case", MORE_CASES, ids=" ".join)
 @pytest.mark.parametrize("specification", [*SEEDS, *OTHERS, *COMBINATIONS])
 def test_counted_is_computed_for_every_method(case: tuple[str, str], specification: str) -> None:
-    test_counted_is_computed(case, specification)
+    try:
+        check(*model_and_inputs(*case), specification)
+    except UnsupportedError as error:
+        pytest.skip(f"Refused, as the contract tests hold: {error}")
 
 
 @pytest.mark.matrix

@@ -427,7 +427,8 @@ def _qwen3_5_dense(layers: int) -> nn.Module:
 def _qwen3_5_moe(layers: int) -> nn.Module:
     sizes = _qwen3_5(layers)
     del sizes["text_config"]["intermediate_size"]
-    sizes["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 2}
+    # every expert is asked: its recurrence is in float32 whatever the model is, and rounding would choose experts now and then
+    sizes["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 4}
     sizes["text_config"] |= {"moe_intermediate_size": HIDDEN, "shared_expert_intermediate_size": HIDDEN // 2}
     return _remembering(Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeConfig(**sizes)))
 
