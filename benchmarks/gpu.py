@@ -341,10 +341,8 @@ class Bench:
         try:
             cost = price_trace(trace, architecture_of(self.model), method, convention="exact", **options)
             row.own_flops = cost.part("method").flops
-        except (
-            UserError,
-            DataDependentError,
-        ):  # where the picture decides what the method itself computes, its own products are not counted
+        except (UserError, DataDependentError):
+            # the picture decides what the method itself computes: its own products are not counted
             cost = price_trace(trace, architecture_of(self.model), convention="exact", **options)
         row.flops, row.roofline = cost.flops, cost.seconds
         return row

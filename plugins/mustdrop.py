@@ -130,9 +130,8 @@ class MustDrop(TokenReducer):
         places, keys = layer.places(), torch.zeros_like(layer.visual, dtype=torch.bool)
         for number, memory in enumerate(layer.source_memories):
             if "mustdrop" in memory:
-                own = (places.source == number) & (places.patch >= 0)
-                table = memory["mustdrop"].to(keys.device)
-                keys |= own & table[places.view.clamp(0, len(table) - 1), places.patch.clamp(0, table.shape[1] - 1)]
+                own, found = places.look_up(number, memory["mustdrop"])
+                keys |= own & found
         return keys
 
     @property

@@ -123,8 +123,7 @@ class PruneVid(TokenReducer):
         for number, memory in enumerate(layer.source_memories):
             if "prunevid" in memory:
                 of_place, groups = memory["prunevid"]
-                own, table = (places.source == number) & (places.patch >= 0), of_place.to(group.device)
-                found = table[places.view.clamp(0, len(table) - 1), places.patch.clamp(0, table.shape[1] - 1)]
+                own, found = places.look_up(number, of_place)
                 group = torch.where(own & (found >= 0), count + found, group)
                 count += groups
         sizes = torch.bincount(group, minlength=count).tolist()

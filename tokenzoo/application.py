@@ -74,9 +74,8 @@ def apply(
         check_layers(method, architecture)
         if method.picture_scale != 1:
             check_scaling(method.name, family, model, scaled)
-    mrope = family.mrope or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
-    methods = Methods(reducers, architecture, mrope, hook_caller([*zoo.observers(), *observers]))
-    adapter.check_layers(decoder, [index for index in methods.acting if index >= 0])
+    methods = Methods(reducers, architecture, family.has_mrope(decoder), hook_caller([*zoo.observers(), *observers]))
+    adapter.check_layers(decoder, methods.acting)
     run = Run(model, family, methods, visual, questions, tokenizer)
     with ExitStack() as stack:
         _ACTIVE.add(decoder)

@@ -194,8 +194,7 @@ def test_sparsevlm_leaves_a_stage_alone_that_keeps_everything(name: str) -> None
         tokenzoo.apply(llama(), method, visual=[(start, start + count)], observers=[watch := Watch()]) as running,
     ):
         llama()(inputs_embeds=arrays["inputs_embeds"])
-    entering = "tokens_per_layer" if "tokens_per_layer" in arrays else "tokens_entering_layer"
-    assert running.trace.tokens() == arrays[entering].tolist()
+    assert running.trace.tokens() == arrays["tokens_per_layer"].tolist()
     memory = watch.events[2].memory
     assert [len(score) for score in memory["scores"]] == [20]  # asked in the second stage alone
     assert memory["sparsevlm"].nonzero()[:, 0].tolist() == arrays["raters"].tolist()

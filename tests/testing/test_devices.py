@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from click.testing import CliRunner
+from damage import one_layer_later, swap_a_token
 
 from tokenzoo import TokenReducer
 from tokenzoo.cli import cli
@@ -87,20 +88,6 @@ def test_what_a_machine_has_not_is_refused(place: Place, backend: str, words: st
 def test_an_unknown_number_format_is_refused() -> None:
     code, said = check("fastv", "--dtype", "bfloat")
     assert code == 1 and "Unknown dtype 'bfloat'. Did you mean 'bfloat16'?" in said
-
-
-def swap_a_token(outcome: Outcome) -> None:
-    sample = outcome.trace.samples[1]
-    first, rows = sample.stages[-1]
-    gone = next(row for row in range(len(sample.entry)) if row not in rows)
-    kept = next(row for row in rows if sample.visual[row])
-    sample.stages[-1] = (first, sorted({*rows, gone} - {kept}))
-
-
-def one_layer_later(outcome: Outcome) -> None:
-    for sample in outcome.trace.samples:
-        first, rows = sample.stages[-1]
-        sample.stages[-1] = (first + 1, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

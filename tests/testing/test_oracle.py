@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from damage import one_layer_later, swap_a_token
 
 from tokenzoo.testing.case import Outcome, run
 from tokenzoo.testing.check import tiny_case
@@ -22,20 +23,6 @@ def outcome_of(method: str, family: str = "llava", case: str = "left") -> tuple[
     watched = [watch(reducer, number) for number, reducer in enumerate(reducers)]
     tiny = tiny_case(family, case, layers=LAYERS)
     return run(tiny, watched), reducers
-
-
-def swap_a_token(outcome: Outcome) -> None:
-    sample = outcome.trace.samples[1]
-    first, rows = sample.stages[-1]
-    gone = next(row for row in range(len(sample.entry)) if row not in rows)
-    kept = next(row for row in rows if sample.visual[row])
-    sample.stages[-1] = (first, sorted({*rows, gone} - {kept}))
-
-
-def one_layer_later(outcome: Outcome) -> None:
-    for sample in outcome.trace.samples:
-        first, rows = sample.stages[-1]
-        sample.stages[-1] = (first + 1, rows)
 
 
 def other_logits(outcome: Outcome) -> None:

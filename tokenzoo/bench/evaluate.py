@@ -74,11 +74,9 @@ def _first_token(tokenizer: Any, text: str) -> int | None:
 
 
 def _choose(checkpoint: Checkpoint, batch: Sequence[Question]) -> list[str]:
-    logits = (
-        checkpoint.model(**checkpoint.inputs(batch), logits_to_keep=1).logits[:, -1].float().cpu()
-    )  # a GPU is waited for once
+    logits = checkpoint.model(**checkpoint.inputs(batch), logits_to_keep=1).logits[:, -1]
     answers = []
-    for question, row in zip(batch, logits, strict=True):
+    for question, row in zip(batch, logits.float().cpu(), strict=True):  # a GPU is waited for once
         values = [row[tokens].max().item() for tokens in _choice_tokens(checkpoint, question)]
         answers.append(question.choices[values.index(max(values))])
     return answers

@@ -164,12 +164,7 @@ def _columns(layout: Layout, event: CachedLayer, device: torch.device, sample: i
 def _following(prefill: Prefill, stage: Stage, counts: Sequence[int], renumbered: Sequence[bool]) -> torch.Tensor:
     """The position of the first generated token in a layer with `counts` tokens cached, [batch]: where it is `renumbered` so
     many behind the sample's first token, whose key was turned by the position that it had; else what it would be."""
-    if stage.next_position is not None:
-        before = list(stage.next_position)
-    elif prefill.entry.next_position is not None:
-        before = list(prefill.entry.next_position[0].to(stage.rows[0].device))
-    else:
-        before = [positions[-1] + 1 for positions in prefill.stages[0].to(stage.rows[0].device).positions]
+    before = prefill.following(stage).to(stage.rows[0].device)
     anew = [positions[0] + count for positions, count in zip(stage.positions, counts, strict=True)]
     return torch.stack([new if begin else old for begin, new, old in zip(renumbered, anew, before, strict=True)])
 

@@ -80,18 +80,11 @@ class DecodingStep:
     def _mask(self, stage: Stage, layer_type: str, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """The mask of layer `index`, where each type has its own."""
         stage = stage.to(hidden.device)
-        following = self._following(stage).to(hidden.device)[:, None] + torch.arange(self.generated + 1, device=hidden.device)
+        first = self.prefill.following(stage).to(hidden.device)[:, None]
+        following = first + torch.arange(self.generated + 1, device=hidden.device)
         positions = torch.cat([stage.layout.pad(stage.positions), following], dim=1)
         present = self._columns(stage.layout, hidden.device)
         return self.types.step_mask(layer_type, self.cache, index, positions, present, hidden)
-
-    def _following(self, stage: Stage) -> torch.Tensor:
-        """The position of the first generated token, [batch]."""
-        if stage.next_position is not None:
-            return stage.next_position
-        if self.entry.next_position is not None:
-            return self.entry.next_position[0]
-        return torch.stack([positions[-1] + 1 for positions in self.prefill.stages[0].positions])
 
     def layer_inputs(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
         """What to change of the arguments of layer `index`; made once for layers of one type with the same rows."""

@@ -1,19 +1,20 @@
 """Tokens that leave inside the encoder: hooks on its layers, and what became of each source's patches.
 
-A layer of the families served ends in `hidden + mlp(norm(hidden))`. What is left behind the attention is handed to the norm;
-the MLP's caller, which would add its result to the full residual stream, gets a zero, and the layer's output is replaced by
-the sum of what is left. Later layers weigh keys by an additive mask. Nothing of the encoder's own code is changed.
+A layer of the families served ends in `hidden + mlp(norm(hidden))`; what leaves behind its attention does so by `MlpHalf`.
+Later layers weigh keys by an additive mask. Nothing of the encoder's own code is changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tokenzoo.host.family import Family, Module, VisualSource
+from tokenzoo.host.mlp_half import MlpHalf
 from tokenzoo.method.encoder_layer import EncoderLayer, follow, take
 from tokenzoo.method.reduction import HALVES, ActsAfter
 from tokenzoo.method.validation import Checks
@@ -107,8 +108,6 @@ class EncoderReduction:
         self.cls = int(family.has_cls(model))
         self.sources: Sequence[EncodedSource] = ()
         self.keys: torch.Tensor | None = None
-        self.residual: torch.Tensor | None = None
-        self.output: torch.Tensor | None = None
         self.weights: KeyWeights | None = None
         self.weighed: dict[int, KeyWeights] = {}
 
@@ -123,19 +122,18 @@ class EncoderReduction:
                 if not halves:
                     continue
                 keep(self.family.encoder_projections(layer)[1].register_forward_hook(self._note_keys).remove)
+                # ahead of every other hook: transformers collects hidden states by hooks of its own
+                keep(layer.register_forward_hook(self._after_layer(index, "layer" in halves), prepend=True).remove)
                 if "attention" in halves:
                     parts = self.family.encoder_mlp(layer)
                     assert parts is not None  # else it was refused
-                    norm, mlp = parts
-                    keep(norm.register_forward_pre_hook(self._before_mlp(index)).remove)
-                    keep(mlp.register_forward_hook(self._after_mlp).remove)
-                # ahead of every other hook: transformers collects hidden states by hooks of its own
-                keep(layer.register_forward_hook(self._after_layer(index, "layer" in halves), prepend=True).remove)
+                    for handle in MlpHalf(layer, parts, partial(self._reduced, index, "attention")).attach():
+                        keep(handle.remove)
 
     def begin(self, sources: Sequence[EncodedSource]) -> dict[int, KeyWeights]:
         """The encoder is about to run on these sources, view after view; returns what will hold each layer's mask."""
         self.sources, self.weights, self.weighed = sources, None, {}
-        self.keys = self.residual = self.output = None
+        self.keys = None
         depth = len(self.family.encoder_layers(self.model))
         for source in sources:
             views = visual_views(source.visual)
@@ -164,29 +162,13 @@ class EncoderReduction:
 
         return hook
 
-    def _before_mlp(self, index: int) -> Callable[..., Any]:
-        def hook(module: Module, args: tuple) -> tuple | None:
-            self.residual = self._reduced(index, "attention", args[0])
-            return None if self.residual is None else (self.residual, *args[1:])
-
-        return hook
-
-    def _after_mlp(self, module: Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if self.residual is None:
-            return None
-        self.output, self.residual = self.residual + output, None
-        return output.new_zeros(())
-
     def _after_layer(self, index: int, acts: bool) -> Callable[..., Any]:
         def hook(module: Module, args: tuple, output: Any) -> Any:
-            whole, self.output = self.output, None
-            hidden = (output[0] if isinstance(output, tuple) else output) if whole is None else whole
-            left = self._reduced(index, "layer", hidden) if acts else None
+            left = self._reduced(index, "layer", output[0] if isinstance(output, tuple) else output) if acts else None
             self.keys = None
-            if whole is None and left is None:
+            if left is None:
                 return None
-            made = hidden if left is None else left
-            return (made, *output[1:]) if isinstance(output, tuple) else made
+            return (left, *output[1:]) if isinstance(output, tuple) else left
 
         return hook
 

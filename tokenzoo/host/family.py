@@ -173,15 +173,19 @@ class Family(ABC):
         """Whether the tokens of an image see each other in layers of this type, where they do in any."""
         return True
 
+    def has_mrope(self, decoder: Module) -> bool:
+        """Whether positions are three-dimensional, by the family or by the decoder's config."""
+        return self.mrope or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {})
+
     def rotary(
         self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of a layer type at positions [batch, length]; `hidden` tells device and number format."""
-        return decoder.rotary_emb(hidden, positions)
+        return decoder.rotary_emb(hidden, positions, *[layer_type] * self.per_layer_type)
 
     def frequencies(self, decoder: Module, layer_type: str) -> torch.Tensor | None:
         """The angle per position of each pair of channels, [head dim / 2]; None where the rotary embedding has none."""
-        return getattr(decoder.rotary_emb, "inv_freq", None)
+        return getattr(decoder.rotary_emb, f"{layer_type}_inv_freq" if self.per_layer_type else "inv_freq", None)
 
     def head_norms(self, layer: Module) -> tuple[Module | None, Module | None]:
         """The norms that a decoder layer applies to each head of q and of k before the rotary embedding, where it has any."""
@@ -190,8 +194,7 @@ class Family(ABC):
     def rotate(self, layer: Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Apply the rotary embedding cos, sin [tokens, turned channels] to q or k [heads, tokens, head dim]."""
         turned, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
-        first, second = turned.chunk(2, dim=-1)
-        return torch.cat((turned * cos + torch.cat((-second, first), dim=-1) * sin, rest), dim=-1)
+        return torch.cat((rotated(turned, cos, sin), rest), dim=-1)
 
     def added_layers(self, model: Module) -> int:
         """After how many of its first layers the decoder adds features of its own to the rows (DeepStack)."""
@@ -320,6 +323,12 @@ def numbers_of(*given: Any) -> Any:
     parts = together.split([value.numel() for value in made])
     lists = [part.view(value.shape).tolist() for part, value in zip(parts, made, strict=True)]
     return lists[0] if len(lists) == 1 else lists
+
+
+def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """States [..., channels] with each pair of channels, one from each half, turned by its angle."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def join_patches(states: torch.Tensor, side: int, first: int = 0) -> torch.Tensor:

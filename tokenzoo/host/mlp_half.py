@@ -1,4 +1,7 @@
-"""Tokens that leave inside a decoder layer: its MLP half runs on fewer rows than its attention, its code stays as it is."""
+"""Tokens that leave inside a layer of the decoder or the encoder: its MLP half runs on fewer rows than its attention.
+
+The layer's own code stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from tokenzoo.host.family import Module
 
 
 class MlpHalf:
-    """The hooks on one decoder layer.
+    """The hooks on one layer.
 
     The layer adds what its MLP returns to a residual stream with all rows, which only its own code holds. So the MLP is given
     the rows that are left and its output is kept back; the layer adds zero instead, and the sum of what is left replaces what
@@ -31,7 +34,8 @@ class MlpHalf:
         return [
             first.register_forward_pre_hook(self._begin),
             last.register_forward_hook(self._end),
-            self.layer.register_forward_hook(self._add),
+            # ahead of every other hook, which are to see what is left: transformers collects hidden states by hooks of its own
+            self.layer.register_forward_hook(self._add, prepend=True),
         ]
 
     def _begin(self, module: Module, args: tuple) -> tuple | None:
@@ -44,7 +48,9 @@ class MlpHalf:
         self.output = output
         return output.new_zeros(())
 
-    def _add(self, module: Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    def _add(self, module: Module, args: tuple, output: Any) -> Any:
         left, made = self.left, self.output
         self.left = self.output = None
-        return None if left is None or made is None else left + made
+        if left is None or made is None:
+            return None
+        return (left + made, *output[1:]) if isinstance(output, tuple) else left + made

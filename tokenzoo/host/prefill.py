@@ -56,6 +56,14 @@ class Prefill:
         """What of the prompt the KV cache of decoder layer `layer` holds."""
         return self.cuts.get(layer) or self.stage(layer)
 
+    def following(self, stage: Stage) -> torch.Tensor:
+        """The position of the first generated token in a layer of which the cache holds `stage`, [batch]."""
+        if stage.next_position is not None:
+            return stage.next_position
+        if self.entry.next_position is not None:
+            return self.entry.next_position[0]
+        return torch.stack([positions[-1] + 1 for positions in self.stages[0].positions])
+
     def cached_visual(self, layer: int, sample: int, device: torch.device) -> torch.Tensor:
         """The entry rows of the visual tokens in a layer's cache; the same tensor for layers that hold the same."""
         stage = self.cached(layer)

@@ -34,7 +34,7 @@ def check_scaling(method: str, family: Family, model: Module, scaled: bool) -> N
     if not family.takes_smaller_pictures(model):
         raise UnsupportedError(
             f"'{method}' makes pictures smaller, and {type(model).__name__} makes all of one size again: nothing would be saved. "
-            " Choose a method that reduces tokens; 'tokenzoo list' shows them."
+            "Choose a method that reduces tokens; 'tokenzoo list' shows them."
         )
     if not scaled:
         raise UnsupportedError(

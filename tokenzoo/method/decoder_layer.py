@@ -38,6 +38,13 @@ class Places:
         """The same on `device`."""
         return replace(self, source=self.source.to(device), view=self.view.to(device), patch=self.patch.to(device))
 
+    def look_up(self, number: int, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens are patches of source `number`, bool [tokens], and what a table [views, patches] of it has where they
+        stand [tokens]; at other tokens it means nothing."""
+        table = table.to(self.source.device)
+        found = table[self.view.clamp(0, len(table) - 1), self.patch.clamp(0, table.shape[1] - 1)]
+        return (self.source == number) & (self.patch >= 0), found
+
 
 class LayerSignals(Protocol):
     """What the decoder knows; the host and the stand-ins implement it. `rows` are indices into the layer's rows."""

@@ -54,50 +54,59 @@ def check_reduction(
     With a leading dimension of views, [views, count, width], each view's indices are its own.
     On an accelerator indices are held within range until `checks` are settled: there a wrong one would end the process.
     """
-
-    def fail(problem: str) -> None:
-        raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
-
+    fail = _fails(method, where)
     count, views = tokens.shape[-2], list(tokens.shape[:-2])
     merged = isinstance(result, Reduction)
     index = result.anchors if isinstance(result, Reduction) else result
     if not isinstance(index, torch.Tensor):
         fail(f"must return an index tensor, a Reduction or None, not {type(index).__name__}.")
-    check_index_tensor(index, tokens.device, fail, views)
-    if not index.is_meta:
-        check_values(index, count, unique_anchors or not merged, fail, checks)
+    held = check_index_tensor(index, count, tokens.device, views, unique_anchors or not merged, fail, checks)
     if isinstance(result, Reduction):
         check_features(result.features, list(index.shape), tokens, fail, checks)
-    return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
+    return held
 
 
 def check_indices(index: Tensor, count: int, device: torch.device, method: str, where: str, checks: Checks) -> Tensor:
     """`check_reduction` of what must be plain indices, of `count` tokens on `device`; return them."""
+    fail = _fails(method, where)
+    if not isinstance(index, torch.Tensor):
+        fail(f"must return an index tensor, not {type(index).__name__}.")
+    return check_index_tensor(index, count, device, (), True, fail, checks)
+
+
+def _fails(method: str, where: str) -> Callable[[str], None]:
+    """What raises InvalidReductionError in the method's name."""
 
     def fail(problem: str) -> None:
         raise InvalidReductionError(f"Method '{method}' ({where}): {problem}")
 
-    if not isinstance(index, torch.Tensor):
-        fail(f"must return an index tensor, not {type(index).__name__}.")
-    check_index_tensor(index, device, fail)
-    if not index.is_meta:
-        check_values(index, count, True, fail, checks)
-    return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
+    return fail
 
 
-def check_index_tensor(index: Tensor, device: torch.device, fail: Callable[[str], None], views: Sequence[int] = ()) -> None:
-    """Long, of one dimension (behind that of the views), beside the tokens."""
+def check_index_tensor(
+    index: Tensor,
+    count: int,
+    device: torch.device,
+    views: Sequence[int],
+    unique: bool,
+    fail: Callable[[str], None],
+    checks: Checks,
+) -> Tensor:
+    """Long, of one dimension (behind that of the views), beside the tokens, within `count`; return the indices."""
     if index.dtype != torch.long or index.ndim != 1 + len(views) or list(index.shape[:-1]) != list(views):
         wanted = f"[{views[0]} views, kept]" if views else "[kept]"
         fail(f"kept indices must be a long tensor {wanted}, not {index.dtype} {list(index.shape)}.")
     if index.device != device:
         fail(f"kept indices lie on {index.device}, the tokens on {device}.")
+    if not index.is_meta:
+        check_values(index, count, unique, fail, checks)
+    return index if index.device.type == "cpu" else index.clamp(0, max(count - 1, 0))
 
 
 def check_count(left: int, count: int | None, method: str, where: str) -> None:
     """Raise InvalidReductionError where a method leaves another number of tokens than it declared (None: any)."""
     if count is not None and left != count:
-        raise InvalidReductionError(f"Method '{method}' ({where}): it declared {count} tokens and returned {left}.")
+        _fails(method, where)(f"it declared {count} tokens and returned {left}.")
 
 
 def check_values(index: Tensor, count: int, unique: bool, fail: Callable[[str], None], checks: Checks) -> None:

@@ -126,7 +126,7 @@ def _made(config: Any, pipeline: Pipeline) -> Served:
     architecture = family.architecture(model)
     for method in pipeline.reducers:
         method.check_model(architecture)
-    mrope = "mrope_section" in (getattr(family.decoder(model).config, "rope_parameters", None) or {})
+    mrope = family.has_mrope(family.decoder(model))
     methods = Methods(pipeline.reducers, architecture, mrope, hook_caller(load_zoo().observers()))
     made = Served(pipeline, family, model, methods)
     for method in pipeline.reducers:

@@ -97,8 +97,8 @@ def check_promises(case: Case, outcome: Outcome, reducers: Sequence[TokenReducer
             continue
         text = sample.prompt_tokens - sum(source.tokens for source in sources)
         workload = Workload(architecture, sources, text)
-        text = sum(not visual for visual in sample.visual)
-        held = [count - text for count in outcome.trace.cache_tokens(index)]
+        text_rows = sum(not visual for visual in sample.visual)
+        held = [count - text_rows for count in outcome.trace.cache_tokens(index)]
         read = [outcome.trace.read_tokens(index, step) for step in range(len(sample.reads))]
         for name, of_layer, schedule, got in (
             ("schedule", "layer", pipeline.schedule, outcome.trace.visual_tokens(index)),

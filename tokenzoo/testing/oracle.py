@@ -148,7 +148,6 @@ def oracle_logits(
     windows_alone = getattr(decoder.config, "use_bidirectional_attention", None) == "vision"  # Gemma 4
     own = _layer_inputs(decoder, prompt, index, columns[torch.cat([gone, entry_index])], generated, hidden)
     hidden = _with_merged(hidden, first, sample.merged.get((-1, "attention")))
-    each_type = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
     for number, layer in enumerate(decoder.layers):
         places = sample.renumbered.get(number - 1)
         if places:
@@ -156,8 +155,7 @@ def oracle_logits(
             rotary, masks = {}, {}
         kind, window = types[number], layer_window(decoder, number)
         if kind not in rotary:
-            each = (kind,) if each_type else ()
-            rotary[kind] = decoder.rotary_emb(hidden, whole[0][None] if len(whole) == 1 else whole[:, None], *each)
+            rotary[kind] = _angles(decoder, hidden, whole, kind)
         if number and trace.rows(number) != trace.rows(number - 1):
             masks = {}
         if window not in masks:
@@ -172,8 +170,7 @@ def oracle_logits(
             moved = whole.clone()
             start = whole[:, first + trace.rows(number)[0], None]
             moved[:, first + count :] = start + sample.continued[number] + torch.arange(new, device=whole.device)
-            each = (kind,) if each_type else ()
-            angles = decoder.rotary_emb(hidden, moved[0][None] if len(moved) == 1 else moved[:, None], *each)
+            angles = _angles(decoder, hidden, moved, kind)
         with _masks_allowed(decoder), _merging_inside(layer, first, sample.merged.get((number, "attention"))):
             if kind == "linear_attention":
                 present = [*(first + row for row in trace.rows(number)), *range(first + count, whole.shape[1])]
@@ -190,6 +187,12 @@ def oracle_logits(
         [*(first + row for row in trace.rows(len(decoder.layers))), *range(first + count, first + count + new)], device=device
     )
     return model.get_output_embeddings()(decoder.norm(hidden[0, left]))
+
+
+def _angles(decoder: Any, hidden: torch.Tensor, positions: torch.Tensor, kind: str) -> Any:
+    """cos and sin of a layer of type `kind` at positions [axes, rows]."""
+    each = (kind,) if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters else ()
+    return decoder.rotary_emb(hidden, positions[0][None] if len(positions) == 1 else positions[:, None], *each)
 
 
 def _read(model: Any, decoder: Any, generated: torch.Tensor) -> torch.Tensor:

@@ -34,14 +34,6 @@ class Gemma3(Llava):
     def mlp_branch(self, layer: Module) -> tuple[Module, Module]:
         return layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
 
-    def rotary(
-        self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return decoder.rotary_emb(hidden, positions, layer_type)
-
-    def frequencies(self, decoder: Module, layer_type: str) -> torch.Tensor | None:
-        return getattr(decoder.rotary_emb, f"{layer_type}_inv_freq", None)
-
     def split_features(self, model: Module, features: torch.Tensor, sources: Sequence[VisualSource]) -> list[torch.Tensor]:
         return super().split_features(model, join_patches(features, self.patches_per_side(model, "image")), sources)
 

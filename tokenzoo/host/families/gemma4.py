@@ -15,7 +15,7 @@ import torch
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.host.encoder import LayerRecord
 from tokenzoo.host.families.llava import Llava
-from tokenzoo.host.family import FULL, Module, VisualSource, numbers_of
+from tokenzoo.host.family import FULL, Module, VisualSource, numbers_of, rotated
 from tokenzoo.method import ops
 from tokenzoo.method.workload import Architecture, Source
 
@@ -98,7 +98,7 @@ class Gemma4(Llava):
         turned = []
         for states in record.projections[:2]:
             halves = zip(*(part.chunk(2, dim=-1) for part in (states.float(), cos, sin)), strict=True)
-            turned.append(torch.cat([_turned(*half) for half in halves], dim=-1))
+            turned.append(torch.cat([rotated(*half) for half in halves], dim=-1))
         start = sum(len(source.encoder_grids) for source in sources[:number])
         side, views = self.patches_per_side(model, "image"), []
         for view, (rows, columns) in enumerate(sources[number].encoder_grids, start):
@@ -123,14 +123,6 @@ class Gemma4(Llava):
     def opens_images(self, layer_type: str) -> bool:
         return layer_type != FULL
 
-    def rotary(
-        self, decoder: Module, hidden: torch.Tensor, positions: torch.Tensor, layer_type: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return decoder.rotary_emb(hidden, positions, layer_type)
-
-    def frequencies(self, decoder: Module, layer_type: str) -> torch.Tensor | None:
-        return getattr(decoder.rotary_emb, f"{layer_type}_inv_freq", None)
-
     def decoder_config(self, model: Module) -> Any:
         return super().decoder_config(model).per_layer_config["sliding_attention"]
 
@@ -145,8 +137,3 @@ class Gemma4(Llava):
 
     def vision_dimensions(self, model: Module, vision: Any) -> dict[str, int]:
         return {**super().vision_dimensions(model, vision), "encoder_merge": vision.pooling_kernel_size**2}
-
-
-def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin

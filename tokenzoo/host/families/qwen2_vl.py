@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tokenzoo.host.encoder import LayerRecord
-from tokenzoo.host.family import Family, Module, VisualSource
+from tokenzoo.host.family import Family, Module, VisualSource, rotated
 from tokenzoo.method import ops
 from tokenzoo.method.workload import Source
 
@@ -106,9 +106,8 @@ class Qwen2VL(Family):
         cos, sin = (angles[:, None].float() for angles in record.arguments["position_embeddings"])
         frames, views = len(sources[number].grids), []
         for states in record.projections[0].view(patches, 3, heads, -1).unbind(1)[:2]:
-            first, second = states.float().chunk(2, dim=-1)
-            turned = states.float() * cos + torch.cat((-second, first), dim=-1) * sin
-            units = self._raster_units(model, turned.flatten(1), sources)[number]
+            turned = rotated(states.float(), cos, sin).flatten(1)
+            units = self._raster_units(model, turned, sources)[number]
             views.append(units.view(frames, -1, heads, cos.shape[-1]).transpose(1, 2))
         borders = record.arguments["cu_seqlens"]
         place = torch.arange(patches, device=borders.device)
