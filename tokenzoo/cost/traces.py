@@ -105,7 +105,8 @@ def recorded_run(sample: SampleTrace) -> Recorded:
         tuple((layer, sum(sample.visual[row] for row in rows)) for layers, rows in groups for layer in layers)
         for groups in (sample.cached, sample.reads[0] if sample.reads else [])
     )
-    return Recorded(sources, tuple(trace.visual_tokens()), sample.flops, tuple(trace.mlp_visual_tokens()), cached, read)
+    choices = tuple(sample.choices)
+    return Recorded(sources, tuple(trace.visual_tokens()), sample.flops, tuple(trace.mlp_visual_tokens()), cached, read, choices)
 
 
 def workload_of(sample: SampleTrace, decoder: Architecture, recorded: bool = True) -> Workload:

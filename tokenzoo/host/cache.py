@@ -121,6 +121,7 @@ def cut(
                 memory=prefill.prompt.memory(sample),
                 source_memories=[source.memory for source in prefill.prompt.of_sample(sample)],
                 checks=prefill.checks,
+                choices=prefill.choices[sample],
             )
             for sample in samples
         ]

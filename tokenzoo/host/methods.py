@@ -17,7 +17,7 @@ from tokenzoo.method.encoder_layer import EncoderLayer
 from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.reduction import HALVES, ActsAfter, PositionPolicy
 from tokenzoo.method.visual_tokens import VisualTokens
-from tokenzoo.method.workload import Architecture
+from tokenzoo.method.workload import Architecture, Choice
 
 
 class Methods:
@@ -160,7 +160,7 @@ class Methods:
     @torch.no_grad()
     def reduce_layer(self, layer: DecoderLayer) -> None:
         """Reduce one sample after a decoder layer, or after its attention."""
-        for method, acting in self._inside:
+        for number, (method, acting) in enumerate(self._inside):
             if layer.index not in acting or method.acts_after != layer.after or not len(layer.visual):
                 continue
             count = method.kept(layer.entered, layer.num_layers)[layer.index]
@@ -169,6 +169,8 @@ class Methods:
                 layer.apply(layer.visual.new_empty(0), method.name, 0, positions)
             elif count is None or count < len(layer.visual):
                 layer.apply(method.pick(layer, count), method.name, count, positions)
+            if count is None:
+                layer.choices.append(Choice(number, layer.index, layer.after, len(layer.visual)))
         if layer.after == "layer":
             self.observers.tokenzoo_after_layer(layer=layer)
         else:
@@ -180,7 +182,7 @@ class Methods:
     def cut_layer(self, layer: CachedLayer) -> bool:
         """Choose what stays in one sample's cache of a layer; return whether a method counts positions from that."""
         renumbered = False
-        for method, acting in zip(self.methods, self.caches, strict=True):
+        for number, (method, acting) in enumerate(zip(self.methods, self.caches, strict=True)):
             if layer.index not in acting or not len(layer.visual):
                 continue
             before, count = len(layer.visual), method.cached(layer.entered, layer.num_layers)[layer.index]
@@ -188,6 +190,8 @@ class Methods:
                 layer.apply(layer.visual.new_empty(0), method.name, 0)
             elif count is None or count < before:
                 layer.apply(method.pick_cached(layer, count), method.name, count)
+            if count is None:
+                layer.choices.append(Choice(number, layer.index, "cache", len(layer.visual)))
             if len(layer.visual) < before and method.cache_positions == "renumber":
                 renumbered = True
         self.observers.tokenzoo_after_prefill(layer=layer)

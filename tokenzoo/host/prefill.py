@@ -12,6 +12,7 @@ from tokenzoo.host.prompt import Prompt, places
 from tokenzoo.host.stages import Stage
 from tokenzoo.method.decoder_layer import Places
 from tokenzoo.method.validation import Checks
+from tokenzoo.method.workload import Choice
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Prefill:
 
     `additions` [batch, prompt length, hidden]: what the host adds to the rows after each of the first layers (DeepStack).
     `cuts`: what a layer's KV cache holds, where it was cut after the prompt. `reads`: for each decoding step {layer: which of
-    its cached visual tokens each sample read; None: all}.
+    its cached visual tokens each sample read; None: all}. `choices`: of each sample those of the methods that choose how many
+    tokens stay.
     """
 
     prompt: Prompt
@@ -32,9 +34,13 @@ class Prefill:
     additions: list[torch.Tensor] = field(default_factory=list)
     cuts: dict[int, Stage] = field(default_factory=dict)
     reads: list[dict[int, list[torch.Tensor | None]]] = field(default_factory=list)
+    choices: list[list[Choice]] = field(init=False)
     last_seen: LastSeen = field(default_factory=LastSeen)
     _cached_visual: dict[tuple[int, int, torch.device], torch.Tensor] = field(default_factory=dict)
     _places: dict[int, Places] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.choices = [[] for _ in self.entry.samples]
 
     @property
     def first_stage(self) -> Stage:

@@ -35,6 +35,7 @@ def _sample(prefill: Prefill, sample: int) -> SampleTrace:
         mlp_stages=[(stage.first_layer - 1, stage.rows[sample].tolist()) for stage in stages if stage.in_mlp],
         cached=_grouped({layer: stage.rows[sample].tolist() for layer, stage in prefill.cuts.items()}),
         reads=[_grouped(_read_rows(prefill, sample, step)) for step in prefill.reads],
+        choices=list(prefill.choices[sample]),
     )
 
 

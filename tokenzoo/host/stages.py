@@ -169,6 +169,7 @@ class LayerReduction:
                 text_behind=entry.samples[sample].text_behind,
                 checks=prefill.checks,
                 after=after,
+                choices=prefill.choices[sample],
             )
             for sample in range(len(stage.layout.columns))
         ]

@@ -282,18 +282,19 @@ def _listed(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, TokenReducer, int | None]]:
-    """(layer, method, tokens left after it) in the order in which the methods act: after a layer's attention, then after it."""
-    kept: list[tuple[TokenReducer, Mapping[int, int | None]]] = []
-    for method in methods:
+def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, int, int | None]]:
+    """(layer, number of the method, tokens left after it) in the order in which the methods act: after a layer's attention, then
+    after it."""
+    kept: list[tuple[int, ActsAfter, Mapping[int, int | None]]] = []
+    for number, method in enumerate(methods):
         if method.acts_inside:
             acting_layers(method, layers)
-            kept.append((method, method.kept(entered, layers)))
+            kept.append((number, method.acts_after, method.kept(entered, layers)))
     for layer in range(-1, layers):
         for half in HALVES:
-            for method, counts in kept:
-                if method.acts_after == half and layer in counts:
-                    yield layer, method, counts[layer]
+            for number, after, counts in kept:
+                if after == half and layer in counts:
+                    yield layer, number, counts[layer]
 
 
 def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int]]:
@@ -301,14 +302,15 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
     the picture decides, a method is asked."""
     layers = workload.architecture.layers
     present = entered = sum(account.entered for account in entry_accounts(methods, workload))
-    for layer, method, count in _inside(methods, entered, layers):
+    for layer, number, count in _inside(methods, entered, layers):
         if not present:
             return
-        free = count is None
+        method, free = methods[number], count is None
         if count is None:
             if workload.recorded is None:
                 raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-            count = workload.recorded.after(layer, method.acts_after)
+            count = workload.recorded.chosen(number, layer, method.acts_after)
+            count = workload.recorded.after(layer, method.acts_after) if count is None else count
         if count < present or free:
             yield layer, method, present, min(count, present)
             present = min(count, present)
@@ -393,25 +395,33 @@ class CacheStep:
 def _cuts(methods: Methods, workload: Workload, visual: Sequence[int]) -> Iterator[CacheStep]:
     """Every cut of a layer's cache after the prompt, of which `visual` tokens entered the layers."""
     present, entered = list(visual), visual[0]
-    for method in methods:
+    for number, method in enumerate(methods):
         if method.caches:
             cache_layers(method, len(present))
             for layer, count in sorted(method.cached(entered, len(present)).items()):
                 known = visual[-1] if count is None and not method.implements("pick_cached") else count
-                yield from _choice(method, layer, present, known, "cached", workload)
+                chosen = workload.recorded.chosen(number, layer, "cache") if workload.recorded and known is None else None
+                yield from _choice(method, layer, present, known, "cached", workload, chosen)
 
 
 def _choice(
-    method: TokenReducer, layer: int, present: list[int], count: int | None, what: str, workload: Workload
+    method: TokenReducer,
+    layer: int,
+    present: list[int],
+    count: int | None,
+    what: str,
+    workload: Workload,
+    chosen: int | None = None,
 ) -> Iterator[CacheStep]:
-    """A choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells."""
+    """A choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells: what was
+    `chosen`, else what was left in the end."""
     if not present[layer]:
         return
     left = count
     if left is None:
         if workload.recorded is None:
             raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-        left = dict(getattr(workload.recorded, what)).get(layer, present[layer])
+        left = dict(getattr(workload.recorded, what)).get(layer, present[layer]) if chosen is None else chosen
     before, after = present[layer], max(0, min(left, present[layer]))
     if before and (count is None or after < before):
         yield CacheStep(method, layer, before, after, asked=count is None or after > 0)

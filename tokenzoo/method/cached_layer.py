@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenzoo.lazy import torch
 from tokenzoo.method import ops
 from tokenzoo.method.validation import Checks, check_count, check_indices
+from tokenzoo.method.workload import Choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,7 @@ class CachedLayer:
     #: Which of the layer's rows are left, in their order; None: all of them.
     kept: Tensor | None = None
     checks: Checks = field(default_factory=Checks)
+    choices: list[Choice] = field(default_factory=list)
 
     def keys(self) -> Tensor:
         """The cached keys, after the rotary embedding, [kv heads, cached, head dim]."""

@@ -12,6 +12,7 @@ from tokenzoo.lazy import torch
 from tokenzoo.method import ops
 from tokenzoo.method.reduction import ActsAfter, PositionPolicy, Reduction
 from tokenzoo.method.validation import Checks, check_count, check_reduction
+from tokenzoo.method.workload import Choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ class DecoderLayer:
     text_behind: int = 0
     checks: Checks = field(default_factory=Checks)
     after: ActsAfter = "layer"
+    choices: list[Choice] = field(default_factory=list)
 
     @property
     def where(self) -> str:

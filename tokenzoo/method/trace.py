@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenzoo.errors import UserError
 from tokenzoo.method.reduction import HALVES, ActsAfter
-from tokenzoo.method.workload import EncoderCut, Source
+from tokenzoo.method.workload import Choice, EncoderCut, Source
 
 FORMAT = 2
 
@@ -56,7 +56,8 @@ class SampleTrace:
     one with layer 0; a stage lasts until the next begins. `mlp_stages` lists (decoder layer, rows present) for the layers in
     which rows left after attention: what their MLP saw. `flops`: the methods' own matrix products, where they were counted
     while they ran. `cached` lists (decoder layers, rows left in their KV caches) for caches that were cut after the prompt.
-    `reads` holds for each decoding step so far (decoder layers, visual rows that they read) where they read a part.
+    `reads` holds for each decoding step so far (decoder layers, visual rows that they read) where they read a part. `choices`:
+    how many tokens a method left where it chose the number itself.
     """
 
     prompt_tokens: int
@@ -68,6 +69,7 @@ class SampleTrace:
     mlp_stages: list[tuple[int, list[int]]] = field(default_factory=list)
     cached: list[tuple[list[int], list[int]]] = field(default_factory=list)
     reads: list[list[tuple[list[int], list[int]]]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
 
     def rows(self, layer: int) -> list[int]:
         """The entry rows present in decoder layer `layer`, in sequence order: its attention's, and so its KV cache's.
@@ -169,6 +171,7 @@ class Trace:
                     mlp_stages=[(layer, rows) for layer, rows in sample.get("mlp_stages", [])],
                     cached=_groups(sample.get("cached", [])),
                     reads=[_groups(step) for step in sample.get("reads", [])],
+                    choices=[Choice(*choice) for choice in sample.get("choices", [])],
                 )
                 for sample in data["samples"]
             ]

@@ -198,6 +198,19 @@ def patches_behind(cuts: tuple[EncoderCut, ...], patches: int, layer: int, after
     return present
 
 
+Place = Literal["attention", "layer", "cache"]
+
+
+class Choice(NamedTuple):
+    """A method, told by its number from 0, was asked after a half of decoder layer `layer`, or in its KV cache, chose itself how
+    many visual tokens stay, and `left` so many."""
+
+    number: int
+    layer: int
+    where: Place
+    left: int
+
+
 @dataclass(frozen=True)
 class RecordedSource:
     """What a recorded run made of one image or video before the LLM.
@@ -214,10 +227,11 @@ class RecordedSource:
 class Recorded:
     """What a picture decided in a recorded run.
 
-    `visual`: visual tokens entering each decoder layer; those behind the last one have as many. `mlp`: those that each
-    layer's MLP saw, where it is not the same. `flops`: the methods' own matrix products, where they were counted while they
-    ran. `cached` and `read`: (layer, visual tokens) of each layer whose KV cache was cut after the prompt, and of each that
-    reads a part of it in a decoding step.
+    `choices`: how many tokens each method left wherever it chose the number itself inside the LLM or in a KV cache. Of places
+    that no choice is known of, these tell: `visual`, the visual tokens entering each decoder layer (those behind the last one
+    have as many); `mlp`, those that each layer's MLP saw, where it is not the same; `cached` and `read`, (layer, visual tokens)
+    of each layer whose KV cache was cut after the prompt, and of each that reads a part of it in a decoding step. `flops`: the
+    methods' own matrix products, where they were counted while they ran.
     """
 
     sources: tuple[RecordedSource, ...]
@@ -226,6 +240,11 @@ class Recorded:
     mlp: tuple[int, ...] = ()
     cached: tuple[tuple[int, int], ...] = ()
     read: tuple[tuple[int, int], ...] = ()
+    choices: tuple[Choice, ...] = ()
+
+    def chosen(self, number: int, layer: int, where: Place) -> int | None:
+        """How many visual tokens method `number` left at a place, by its own choice; None where no choice is known."""
+        return next((made.left for made in self.choices if made[:3] == (number, layer, where)), None)
 
     def after(self, layer: int, what: ActsAfter = "layer") -> int:
         """Visual tokens left after `layer`, or after its attention alone; -1 is the place before layer 0."""
