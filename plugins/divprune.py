@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tokenzoo import VisualTokens
 
+#: Distance below which two tokens are one to float32.
+SAME = 1e-6
+
 
 @dataclass
 class DivPrune(TokenReducer):
@@ -24,8 +27,9 @@ class DivPrune(TokenReducer):
     raster order.
 
     On purpose other than released: float32 whatever the model's type, a chosen token is out (released: its distance to
-    itself is about 0, so duplicates may be kept twice), at least one token stays, and an image's newlines are the
-    host's (released: they are tokens like others, of which about one is kept).
+    itself is about 0, so duplicates may be kept twice), of tokens that float32 cannot tell apart the first counts (released:
+    rounding chooses; the only tile of a small picture is the same as its base view), at least one token stays, and an image's
+    newlines are the host's (released: they are tokens like others, of which about one is kept).
     """
 
     retention: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="Share of visual tokens kept.")] = 0.098
@@ -38,6 +42,9 @@ class DivPrune(TokenReducer):
 
     def reduce(self, tokens: VisualTokens) -> Tensor:
         distance = 1 - ops.cosine_similarity(tokens.features)
+        same = distance < SAME
+        repeats = same.tril(-1).any(1)
+        distance = distance.masked_fill(same, 0) - SAME * repeats
         return ops.farthest_first(distance, tokens.count or 0).sort().values
 
     def reduce_flops(self, views: tuple[int, ...], left: Any, source: Any, architecture: Architecture) -> int:

@@ -293,6 +293,19 @@ def test_divprune(name: str) -> None:
     assert torch.equal(made(DivPrune(retention=ratio), tokens), arrays["out"] if "out" in arrays else x[arrays["idx"]])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_divprune_of_repeated_tokens(seed: int) -> None:
+    """Base view and only tile of a small picture differ by rounding alone: it decides nothing."""
+    base = torch.randn(36, 32, generator=torch.Generator().manual_seed(seed))
+    method = DivPrune(retention=0.25)
+
+    def kept(noise: float) -> list[int]:
+        both = torch.cat([base, base]) * (1 + noise * torch.randn(72, 32, generator=torch.Generator().manual_seed(seed)))
+        return decide(method, visual_tokens(both, [(6, 6), (6, 6)])).tolist()
+
+    assert kept(2e-7) == kept(1e-7) == kept(0) and max(kept(0)) < 36
+
+
 @pytest.mark.parametrize("name", cases("evs_*"))
 def test_evs(name: str) -> None:
     arrays = golden(name)
