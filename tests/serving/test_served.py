@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +11,17 @@ from hypothesis import strategies as st
 
 import tokenzoo
 from tokenzoo import UnsupportedError, UserError
+from tokenzoo.bench.tasks import task
+from tokenzoo.commands.serve_check import as_expected
 from tokenzoo.method.workload import Source
+from tokenzoo.models.checkpoint import load
+from tokenzoo.serving.check import Comparison, Rounding, in_transformers, rounding
 from tokenzoo.serving.encoding import Encoding, assignment
 from tokenzoo.serving.positions import placed, shortened, split_places, with_places
 from tokenzoo.serving.served import named, served
 from tokenzoo.testing.inputs import tiny_inputs
 from tokenzoo.testing.models import tiny_model
+from tokenzoo.zoo.plugins import load_zoo
 
 LAYERS = 6
 MERGING = f"aim:merge_at=pre_llm,l1={LAYERS},retention=0.4"
@@ -214,3 +221,18 @@ def test_kept_tokens_have_the_positions_of_the_whole_prompt(pictures, behind: in
     expected = mrope(length, whole)
     assert torch.equal(positions, expected[:, kept])
     assert ahead == int(expected.max()) + 1 - tokens
+
+
+def test_other_tokens_pass_only_where_rounding_moves_them_too() -> None:
+    """`rounding` asks a second model what differs; one that keeps the first one's tokens explains nothing."""
+    checkpoint, eager = (load("embedded:llava", "float32", backend) for backend in ("sdpa", "eager"))
+    questions = list(task("attribute").questions(3, 0))
+    divprune, other = (load_zoo().build(f"{name}:retention=0.25") for name in ("divprune", "uniform"))
+    ours = in_transformers(checkpoint, divprune, questions, 4)
+    assert as_expected(Comparison("same", ours, ours), Rounding())
+    first = ours.answers[0].pictures[0]
+    elsewhere = replace(ours, kept={**ours.kept, first: in_transformers(checkpoint, other, questions[:1], 4).kept[first]})
+    row = Comparison("other tokens", ours, elsewhere)
+    assert (row.moved, row.kept, row.differing) == ([0], 2, [])
+    assert not as_expected(row, rounding(row, eager, divprune, questions, 4))
+    assert as_expected(row, rounding(row, eager, other, questions, 4))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from statistics import median
 from typing import Any
 
@@ -197,6 +198,7 @@ def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> I
         from vllm import LLM
     except ImportError as error:
         raise UserError(f"vLLM is not here: {first_line(error)}. Run \"pip install 'tokenzoo[vllm]'\".") from None
+    _check_loaded(os.environ.get("VLLM_PLUGINS"))
     given = {"enforce_eager": not torch.cuda.is_available(), **options}
     given["hf_overrides"] = {**given.get("hf_overrides", {}), KEY: method}
     try:
@@ -207,6 +209,14 @@ def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> I
         yield made
     finally:
         made.close()
+
+
+def _check_loaded(chosen: str | None) -> None:
+    """Raise UserError where vLLM would not load tokenzoo, and so serve a model without any method. `chosen`: VLLM_PLUGINS."""
+    if not any(found.name == "tokenzoo" for found in entry_points(group="vllm.general_plugins")):
+        raise UserError("vLLM does not find tokenzoo: its installation is older than its code. Run \"pip install '.[vllm]'\".")
+    if chosen is not None and "tokenzoo" not in [name.strip() for name in chosen.split(",")]:
+        raise UserError(f"VLLM_PLUGINS={chosen} keeps vLLM from loading tokenzoo. Add tokenzoo to it, or unset it.")
 
 
 def prompt_of(checkpoint: Checkpoint, question: Question) -> dict[str, Any]:
