@@ -83,7 +83,7 @@ class FastVID(TokenReducer):
             counts, quotas = self.quotas(stop - start, len(views[start]))
             others, centres = [], {}
             for frame, view in enumerate(views[start:stop]):
-                apart = ops.distances(x[view])  # of every frame, so that what it costs does not depend on the picture
+                apart = ops.squared_distances(x[view])  # of every frame, so that what it costs does not depend on the picture
                 ranked = attention[view].argsort(descending=True, stable=True)
                 salient.append(view[ranked[: counts[frame]]])
                 rest = ranked[counts[frame] :].sort().values

@@ -97,7 +97,7 @@ class FlashVID(TokenReducer):
         picked = ops.farthest_first(distance, diverse)
         free = torch.ones_like(index).scatter(1, picked, 0).bool()
         merged, linked, earlier = self.merge_along_time(x, free, segments, budget)
-        apart = ops.distances(merged)  # of every token, so that what it costs does not depend on the picture
+        apart = ops.squared_distances(merged)  # of every token, so that what it costs does not depend on the picture
         roots = (free & ~linked).cpu()
         anchors = [index.gather(1, picked).flatten()]
         made, goes, total = [features[anchors[0]].float()], torch.full_like(index, -1), len(index) * diverse

@@ -97,36 +97,32 @@ class FrameFusion(TokenReducer):
 
     def merge(self, layer: DecoderLayer, progress: Progress, missing: float) -> Tensor | Reduction:
         """Merge one call's tokens."""
-        tokens, device = len(layer.visual), layer.visual.device
-        order, similarity = self.in_time(layer)
+        tokens = len(layer.visual)
+        order, states, similarity = self.in_time(layer)
         merged = similarity >= self.similarity
         found = int(merged.sum())
         if not self.merges_all(progress, found / tokens, missing):
             found = int(missing * tokens)
-            merged = torch.zeros_like(merged)
-            merged[similarity.argsort(descending=True, stable=True)[:found]] = True
+            most = similarity.argsort(descending=True, stable=True)[:found]
+            merged = torch.zeros_like(merged).scatter(0, most, True)
         if not found:
-            return torch.arange(tokens, device=device)
-        heads = (~merged).cumsum(0) - 1
-        states = layer.hidden_states[layer.visual]
-        means = ops.mean_by_assignment(states[order][None], heads[None], int(heads[-1]) + 1)[0]
-        stay = torch.ones(tokens, dtype=torch.bool, device=device)
-        stay[order[merged]] = False
-        return Reduction(states.index_copy(0, order[~merged], means)[stay], stay.nonzero()[:, 0])
+            return torch.arange(tokens, device=order.device)
+        first = ~merged
+        means = ops.mean_by_assignment(states[None], first.cumsum(0)[None] - 1, tokens - found)[0]
+        return Reduction(means, order[first])
 
-    def in_time(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
-        """The videos' tokens by place in the frame and then by time, and the cosine of each with the one before it at its
-        place (-2 where there is none)."""
-        places = layer.places()
+    def in_time(self, layer: DecoderLayer) -> tuple[Tensor, Tensor, Tensor]:
+        """The visual tokens by place in the frame and then by time: their indices, their states, and the cosine of each with
+        the one before it at its place (-2 where there is none). A token that is no video's has a place of its own."""
+        places, tokens = layer.places(), len(layer.visual)
         videos = torch.tensor([kind == "video" for kind in places.kinds], device=layer.visual.device)
-        among = (videos[places.source] & (places.patch >= 0)).nonzero()[:, 0]
-        place = places.source[among] << 40 | places.patch[among] << 20
-        by_time = (place | places.view[among]).argsort(stable=True)
-        order, place = among[by_time], place[by_time]
-        states = layer.hidden_states[layer.visual[order]].float()
-        similarity = torch.cosine_similarity(states[1:], states[:-1], dim=-1)
-        similarity = similarity.masked_fill(place[1:] != place[:-1], -2)
-        return order, torch.cat([similarity.new_full((min(1, len(order)),), -2), similarity])
+        moment = places.view.add(places.patch, alpha=1 << 20).add(places.source, alpha=1 << 40)
+        alone = torch.arange(-tokens << 20, 0, 1 << 20, device=moment.device)
+        moment, order = torch.where(videos[places.source] & (places.patch >= 0), moment, alone).sort(stable=True)
+        place, states = moment >> 20, layer.hidden_states[layer.visual[order]]
+        unit = torch.nn.functional.normalize(states.float(), dim=-1)
+        similarity = (unit[1:] * unit[:-1]).sum(-1).masked_fill(place[1:] != place[:-1], -2)
+        return order, states, torch.nn.functional.pad(similarity, (1, 0), value=-2)
 
     def at_retention(self, retention: float, layers: int) -> TokenReducer:
         if retention * layers < 1:

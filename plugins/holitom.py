@@ -74,7 +74,7 @@ class HoliTom(TokenReducer):
         total = len(tokens.features)
         ratio = min(1.0, self.retention / ((total - gain) / total))
         means = torch.cat([frames[start:stop].mean(0).expand(stop - start, -1, -1) for start, stop in windows])
-        apart = ops.distances(means)  # of every frame, so that what it costs does not depend on the picture
+        apart = ops.squared_distances(means)  # of every frame, so that what it costs does not depend on the picture
         made, anchors, count = [], [], 0
         into = torch.full((total,), -1, device=index.device)
         for places, (start, stop) in zip(still, windows, strict=True):

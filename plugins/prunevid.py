@@ -59,7 +59,8 @@ class PruneVid(TokenReducer):
         x = tokens.features[index].float()
         scenes = self.scenes(x)
         means = torch.cat([x[start:stop].mean(0).expand(stop - start, -1, -1) for start, stop in scenes])
-        inside, across = ops.distances(x), ops.distances(means)  # of every frame: what it costs depends on no picture
+        # of every frame: what it costs depends on no picture
+        inside, across = ops.squared_distances(x), ops.squared_distances(means)
         into = torch.full((len(tokens.features),), -1, device=x.device)
         made, anchors, count = [], [], 0
         group, groups = torch.full_like(into, -1), 0  # of each token that remains, told by the place where it stands

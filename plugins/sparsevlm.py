@@ -95,11 +95,12 @@ class SparseVLM(TokenReducer):
             return super().pick(layer, count)
         order = self.score(layer).argsort(descending=True, stable=True)
         keep = min(count, round(self.stages(layer.num_layers)[layer.index] * layer.entered))
-        kept, dropped, clusters = order[:keep].sort().values, order[keep:], count - keep
-        merging = dropped[: max(int(0.3 * len(dropped)) + 1, clusters)]
-        merged, centres = self.merge(layer.hidden_states[layer.visual[merging]], clusters)
-        features = torch.cat([layer.hidden_states[layer.visual[kept]], merged])
-        return Reduction(features, torch.cat([kept, merging[centres]]), appended=clusters)
+        clusters = count - keep
+        some = order[: keep + max(int(0.3 * (len(order) - keep)) + 1, clusters)]
+        states = layer.hidden_states[layer.visual[some]]
+        merged, centres = self.merge(states[keep:], clusters)
+        anchors = torch.cat([some[:keep], some[keep:][centres]])
+        return Reduction(torch.cat([states[:keep], merged]), anchors, appended=clusters)
 
     def merge(self, states: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The means of `count` clusters of states [n, hidden], and the index of each cluster's centre."""
@@ -108,21 +109,21 @@ class SparseVLM(TokenReducer):
 
     def score(self, layer: DecoderLayer) -> Tensor:
         rows = layer.text_after if len(layer.text_after) else layer.rows("last")
-        weights = layer.attention(rows)[:, :, layer.visual]
-        rater = self.raters(layer, rows).float()[:, None]
-        if self.version == 2:
-            weights = weights / self.gravity(layer, rows)
-            strongest = ops.top_indices((weights * rater).sum((1, 2)), max(1, round(self.heads * len(weights))))
-            weights = weights[strongest]
-        return (weights.mean(0) * rater).sum(0) / rater.sum()
+        weights, shares = layer.attention(rows), self.shares(layer, rows)[:, None]
+        if self.version == 1:
+            return (weights.mean(0)[:, layer.visual] * shares).sum(0)
+        weights = weights[:, :, layer.visual] / self.gravity(layer, rows)
+        strongest = ops.top_indices((weights * shares).sum((1, 2)), max(1, round(self.heads * len(weights))))
+        return (weights[strongest].mean(0) * shares).sum(0)
 
-    def raters(self, layer: DecoderLayer, rows: Tensor) -> Tensor:
-        """Which of the text tokens `rows` rate, [rows], bool; chosen once, when all visual tokens are there."""
+    def shares(self, layer: DecoderLayer, rows: Tensor) -> Tensor:
+        """The share of each of the text tokens `rows` in a rating, [rows]: 1 / raters, or 0; chosen once, when all visual
+        tokens are there."""
         if "sparsevlm" not in layer.memory:
             embeddings = layer.embeddings().float()
             weight = (embeddings[layer.visual] @ embeddings[rows].T).softmax(-1).mean(0)
-            chosen = weight > weight.mean()
-            layer.memory["sparsevlm"] = chosen | ~chosen.any()
+            # equal shares of the raters, and of all where there is none: others are e⁻⁹⁹⁹ = 0 beside a rater
+            layer.memory["sparsevlm"] = ((weight > weight.mean()) * 999.0).softmax(0)
         return layer.memory["sparsevlm"]
 
     def gravity(self, layer: DecoderLayer, rows: Tensor) -> Tensor:

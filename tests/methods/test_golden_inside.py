@@ -209,7 +209,7 @@ class Rows:
         positions = [arrays.get(f"{kind}_positions") for kind in ("visual", "rater")]
         self.visual = torch.arange(rows.shape[2])
         self.text_after = torch.arange(rows.shape[2], rows.shape[2] + texts)
-        self.memory = {"sparsevlm": torch.ones(texts, dtype=torch.bool)}
+        self.memory = {"sparsevlm": torch.full((texts,), 1 / texts)}
         self.positions = lambda: torch.cat(positions)
         self.frequencies = lambda: 1e4 ** (-torch.arange(0, int(arrays["head_dim"]), 2) / int(arrays["head_dim"]))
 

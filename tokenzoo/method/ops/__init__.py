@@ -13,7 +13,7 @@ from tokenzoo.method.ops.attention import (
     pagerank_flops,
     rows_at_once,
 )
-from tokenzoo.method.ops.clustering import Clusters, density_peaks, distances, dpc_knn
+from tokenzoo.method.ops.clustering import Clusters, density_peaks, dpc_knn, squared_distances
 from tokenzoo.method.ops.directions import principal_directions, principal_directions_flops
 from tokenzoo.method.ops.dpp import dpp_map
 from tokenzoo.method.ops.greedy import cosine_similarity, farthest_first, max_coverage
@@ -33,7 +33,6 @@ __all__ = [
     "bipartite_match",
     "cosine_similarity",
     "density_peaks",
-    "distances",
     "dpc_knn",
     "dpp_map",
     "encoder_attention",
@@ -52,6 +51,7 @@ __all__ = [
     "principal_directions_flops",
     "rows_at_once",
     "share_of",
+    "squared_distances",
     "static_windows",
     "top_indices",
     "top_of_groups",

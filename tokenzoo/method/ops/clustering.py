@@ -18,44 +18,46 @@ class Clusters(NamedTuple):
     assignment: Tensor
 
 
-def distances(points: Tensor) -> Tensor:
-    """Euclidean distances of points [..., n, d], divided by √d: [..., n, n], float32, symmetric to the bit, 0 to itself.
+def squared_distances(points: Tensor) -> Tensor:
+    """Squared Euclidean distances of points [..., n, d], divided by d: [..., n, n], float32, symmetric to the bit.
 
+    Each point is 0 from itself and more than that from any other, by the least number there is from one that is equal.
     Taken from products of the centred points; symmetry is what lets equal densities be told to be equal.
     """
-    points = points.float() - points.float().mean(-2, keepdim=True)
-    products = torch.matmul(points, points.transpose(-1, -2))
-    products = (products + products.transpose(-1, -2)) / 2
-    norms = products.diagonal(dim1=-2, dim2=-1)
-    squares = norms[..., :, None] + norms[..., None, :] - 2 * products
-    return (squares.clamp(min=0) / points.shape[-1]).sqrt()
+    points = points.float()
+    centred = points - points.mean(-2, keepdim=True)
+    products = torch.matmul(centred, centred.transpose(-1, -2))
+    half = products.diagonal(dim1=-2, dim2=-1)[..., None, :] - products
+    squares = (half + half.transpose(-1, -2)).div_(points.shape[-1]).clamp_(min=torch.finfo(torch.float32).tiny)
+    squares.diagonal(dim1=-2, dim2=-1).zero_()
+    return squares
 
 
 def dpc_knn(points: Tensor, count: int, neighbours: int, noise: Tensor | None = None) -> Clusters:
     """The `count` density peaks of points [..., n, d], and each point's nearest one.
 
     With the distances D = L2 / √d: density ρᵢ = exp(-mean of D² to the `neighbours` nearest points, itself included);
-    δᵢ = distance to the nearest denser point, for the densest one the largest distance of all; peaks are the highest
-    ρᵢ · δᵢ. Of equal densities the lower index counts as denser, of equal scores or distances the first is taken.
+    δᵢ = distance to the nearest denser point, which the densest one does not have, so that it comes first; peaks are the
+    highest ρᵢ · δᵢ. Of equal densities the lower index counts as denser, of equal scores or distances the first is taken.
 
     The published codes add noise to ρ to break ties and are random where `neighbours` is 1 or 2; here it is off.
     `noise` [..., n] repeats one of their draws.
     """
-    return density_peaks(distances(points), count, neighbours, noise)
+    return density_peaks(squared_distances(points), count, neighbours, noise)
 
 
-def density_peaks(apart: Tensor, count: int, neighbours: int, noise: Tensor | None = None) -> Clusters:
-    """`dpc_knn` of points of which the distances [..., n, n] are known."""
-    nearest = apart.topk(min(neighbours, apart.shape[-1]), largest=False).values
-    density = (-nearest.square().mean(-1)).exp()
+def density_peaks(squares: Tensor, count: int, neighbours: int, noise: Tensor | None = None) -> Clusters:
+    """`dpc_knn` of points of which the squared distances [..., n, n] are known (see `squared_distances`).
+
+    In logarithms, in which no density is too low to be told from another: log(ρᵢ² · δᵢ²) = log δᵢ² + 2 log ρᵢ.
+    """
+    sparsity = squares.topk(min(neighbours, squares.shape[-1]), largest=False).values.mean(-1)  # -log ρ
     if noise is not None:
-        density = density + noise
-    rank = density.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    denser = rank[..., None, :] < rank[..., :, None]
-    most = apart.amax((-2, -1))
-    delta = apart.masked_fill(~denser, torch.inf).amin(-1)
-    score = density * torch.where(rank == 0, most[..., None], delta)
+        sparsity = -((-sparsity).exp() + noise).log()
+    rank = sparsity.argsort(dim=-1, stable=True).argsort(dim=-1)
+    not_denser = rank[..., None, :] >= rank[..., :, None]
+    to_denser = squares.masked_fill(not_denser, torch.finfo(torch.float32).max).amin(-1)
+    score = torch.sub(to_denser.log(), sparsity, alpha=2)
     centres = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    to_centre = apart.gather(-1, centres[..., None, :].expand(*apart.shape[:-1], -1))
-    own = torch.arange(centres.shape[-1], device=centres.device).expand_as(centres)
-    return Clusters(centres, to_centre.argmin(-1).scatter(-1, centres, own))
+    to_centre = squares.gather(-1, centres[..., None, :].expand(*squares.shape[:-1], -1))
+    return Clusters(centres, to_centre.argmin(-1))

@@ -54,12 +54,15 @@ def bipartite_match(metric: Tensor, remove: int) -> Match:
 def mean_by_assignment(tokens: Tensor, assignment: Tensor, count: int) -> Tensor:
     """The plain mean of the tokens of each output: tokens [views, t, c], assignment [views, t] -> [views, count, c]."""
     views, _, width = tokens.shape
-    flat = (assignment + count * torch.arange(views, device=tokens.device)[:, None]).flatten()
-    precise = torch.promote_types(tokens.dtype, torch.float32)
-    sums = torch.zeros(views * count, width, device=tokens.device, dtype=precise)
+    outputs = views * count
+    if views > 1:
+        assignment = assignment + count * torch.arange(views, device=tokens.device)[:, None]
+    flat, precise = assignment.flatten(), torch.promote_types(tokens.dtype, torch.float32)
+    # sums and sizes are one piece of memory, so that an accelerator fills it once
+    empty = torch.zeros(outputs * (width + 1), device=tokens.device, dtype=precise)
+    sums, sizes = empty[: outputs * width].view(outputs, width), empty[outputs * width :]
     sums.index_add_(0, flat, tokens.flatten(0, 1).to(precise))
-    sizes = torch.zeros(views * count, device=tokens.device, dtype=precise)
-    sizes.index_add_(0, flat, torch.ones_like(flat, dtype=precise))
+    sizes.scatter_(0, flat, 1, reduce="add")
     return (sums / sizes[:, None]).to(tokens.dtype).view(views, count, width)
 
 
