@@ -53,10 +53,11 @@ class DART(TokenReducer):
     def pick(self, layer: DecoderLayer, count: int | None) -> Tensor:
         assert count is not None
         image, text = self.pivots(layer)
-        rows = torch.cat([layer.visual[image], layer.text_after[text]]).tolist()
-        rows = list(set(rows)) if self.order == "official" else sorted(rows)
+        rows = torch.cat([layer.visual[image], layer.text_after[text]])
+        # the order of a set is known to Python alone, so an accelerator is waited for
+        rows = torch.tensor(list(set(rows.tolist())), device=rows.device) if self.order == "official" else rows.sort().values
         unit = torch.nn.functional.normalize(layer.final_norm(layer.hidden_states).float(), dim=-1)
-        likeness = unit[torch.tensor(rows, device=unit.device)] @ unit[layer.visual].T
+        likeness = unit[rows] @ unit[layer.visual].T
         return torch.cat([image, take_in_turn(likeness, image, count - len(image))]).sort().values
 
     def pivots(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenzoo import VisualTokens
+
+
+class View(NamedTuple):
+    """One view: its tokens x [N, C], the CLS token's attention on them [N] (None: there is none), and how many are left."""
+
+    x: Tensor
+    attention: Tensor | None
+    count: int
 
 
 @dataclass
@@ -58,21 +66,33 @@ class PruneSID(TokenReducer):
     def reduce(self, tokens: VisualTokens) -> Tensor | Reduction:
         assert tokens.left is not None and tokens.architecture is not None
         attention = tokens.encoder_saliency().sum(0) if tokens.early else None
-        kept = list(tokens.views())
-        for number, (view, count) in enumerate(zip(tokens.views(), tokens.left, strict=True)):
-            if tokens.early or count < len(view):
-                kept[number] = view[self.choose(tokens.features[view], None if attention is None else attention[view], count)]
+        views, left = tokens.views(), tokens.left
+        reduced = [number for number, view in enumerate(views) if tokens.early or left[number] < len(view)]
+        parts = [View(tokens.features[views[n]], None if attention is None else attention[views[n]], left[n]) for n in reduced]
+        chosen = dict(zip(reduced, self.choose(parts), strict=True))
+        kept = [view[chosen[number]] if number in chosen else view for number, view in enumerate(views)]
         if not tokens.early:
             return torch.cat(kept)
         cls = tokens.cls_features(tokens.architecture.feature_layer).split(1)
         features = [part for pair in zip(cls, (tokens.features[view] for view in kept), strict=True) for part in pair]
-        anchors = [part for first, view in zip(tokens.views(), kept, strict=True) for part in (first[:1], view)]
+        anchors = [part for first, view in zip(views, kept, strict=True) for part in (first[:1], view)]
         return Reduction(torch.cat(features), torch.cat(anchors))
 
-    def choose(self, x: Tensor, attention: Tensor | None, count: int) -> Tensor:
-        """The kept tokens of one view x [N, C] in their order: `count`, or one less behind the CLS token."""
-        total, wanted = len(x), count - (attention is not None)
-        rank = self.rank(count, total, len(x[0]), attention is not None)
+    def choose(self, views: Sequence[View]) -> list[Tensor]:
+        """The kept tokens of each view, in their order.
+
+        Each decision hangs on the one before, so the host takes them; it reads what it needs of all views at once.
+        """
+        compared, sizes = [self.compare(view) for view in views], [len(view.x) for view in views]
+        ranked = torch.cat([tokens for tokens, _ in compared], 1).cpu().split(sizes, 1)
+        rivals = torch.cat([rival.flatten() for _, rival in compared]).cpu().split([size**2 for size in sizes])
+        chosen = [torch.tensor(self.decide(*view), dtype=torch.long) for view in zip(views, ranked, rivals, strict=True)]
+        return list(torch.cat(chosen).to(views[0].x.device).split([len(kept) for kept in chosen]))
+
+    def compare(self, view: View) -> tuple[Tensor, Tensor]:
+        """The tokens of a view by falling score and the group of each [2, N], and in that order which are rivals [N, N]."""
+        x, attention, count = view
+        total, rank = len(x), self.rank(count, *x.shape, attention is not None)
         share = ops.principal_directions(x.float().sigmoid().T, rank, self.seed).abs()
         strength, group = share.max(1)
         score = strength if attention is None else attention
@@ -81,19 +101,20 @@ class PruneSID(TokenReducer):
         threshold = pairs * (max(18 * count / total, 1) if attention is None else count / 32)
         order = score.argsort(descending=True, stable=True)
         rival = (cosine > threshold) & (group[:, None] == group)
-        distinct = first_come(rival[order][:, order].cpu()).tolist()
-        ranked, member = order.cpu().tolist(), group.cpu().tolist()
-        groups: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(share[0]))]
-        for token, survives in zip(ranked, distinct, strict=True):
-            groups[member[token]][not survives].append(token)
+        return torch.stack([order, group[order]]), rival[order][:, order]
+
+    def decide(self, view: View, ranked: Tensor, rival: Tensor) -> list[int]:
+        """The kept tokens of a view as it was compared, on the CPU; with a CLS token one less than are left."""
+        has_cls, count = view.attention is not None, view.count
+        groups: list[tuple[list[int], list[int]]] = [([], []) for _ in range(self.rank(count, *view.x.shape, has_cls))]
+        distinct = first_come(rival.view(len(view.x), -1)).tolist()
+        for (token, number), survives in zip(ranked.T.tolist(), distinct, strict=True):
+            groups[number][not survives].append(token)
         sizes, survivors = [len(a) + len(b) for a, b in groups], [len(a) for a, _ in groups]
-        taken = [
-            (first + second)[:quota]
-            for (first, second), quota in zip(groups, quotas(sizes, survivors, count, wanted), strict=True)
-        ]
-        chosen = [token for tokens in taken for token in tokens][:wanted]
-        kept = torch.tensor(chosen, dtype=torch.long, device=x.device)
-        return kept.sort().values if attention is None and count > 150 else kept
+        given = quotas(sizes, survivors, count, count - has_cls)
+        taken = [token for (a, b), quota in zip(groups, given, strict=True) for token in (a + b)[:quota]]
+        taken = taken[: count - has_cls]
+        return taken if has_cls or count <= 150 else sorted(taken)
 
     def rank(self, count: int, total: int, width: int, has_cls: bool) -> int:
         """How many groups a view of `total` tokens is divided into, of which `count` are left."""

@@ -45,6 +45,21 @@ def test_dpc_knn_is_its_formulas(tokens: int, count: int, neighbours: int, seed:
         assert ours.centres[0] == centres[0] and len(set(ours.centres.tolist())) == min(count, tokens)
 
 
+def test_squared_distances_are_symmetric_to_the_bit_and_0_to_oneself_alone() -> None:
+    points = 100 + torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
+    points[5] = points[3]
+    squares = ops.squared_distances(points)
+    assert torch.equal(squares, squares.T) and not squares.diagonal().any() and (squares + torch.eye(40) > 0).all()
+    assert torch.allclose(squares, (torch.cdist(points.double(), points.double()).square() / 7).float(), atol=1e-4)
+
+
+def test_points_too_sparse_for_a_density_in_float32_have_peaks_too() -> None:
+    """exp(-280) is 0 there; the middle one of three is the densest all the same."""
+    clusters = ops.dpc_knn(torch.tensor([[0.0], [20.0], [41.0], [1000.0], [1021.0], [1043.0]]), 2, 3)
+    assert sorted(clusters.centres.tolist()) == [1, 4]
+    assert len(set(clusters.assignment[:3].tolist())) == len(set(clusters.assignment[3:].tolist())) == 1
+
+
 def test_dpc_knn_of_several_sets_is_that_of_each() -> None:
     points = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
     together = ops.dpc_knn(points, 4, 5)
