@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
@@ -17,9 +20,12 @@ from tokenzoo.zoo.plugins import load_zoo
 
 #: In the tiny model the layers 9 to 11 of 12 read keys and values of the layers 7 and 8.
 LAYERS = 12
+#: transformers does two things from this version on: a forward hands on how many frames each video has, and `generate` runs the
+#: layers that read earlier keys on the last row alone.
+NEWER = Version(transformers.__version__) >= Version("5.23")
 
 
-@pytest.mark.parametrize("method", ["vtw:K=8", "vtw:K=11", "aim", "random+vtw:K=9"])
+@pytest.mark.parametrize("method", ["vtw:K=8", "vtw:K=11", "aim", "random+vtw:K=9", "framefusion"])
 def test_tokens_are_not_dropped_between_a_layer_and_those_that_read_its_keys(method: str) -> None:
     message = r"last 3 layers read keys and values of layers 7, 8.* after layers 0 to 6"
     with pytest.raises(UnsupportedError, match=message), tokenzoo.apply(tiny_model("gemma4", layers=LAYERS), method):
@@ -50,6 +56,7 @@ def test_a_call_gets_the_last_rows_that_it_asks_for(family: str, method: str) ->
             torch.testing.assert_close(model(**inputs, logits_to_keep=keep).logits, everything[:, -keep:])
 
 
+@pytest.mark.skipif(not NEWER, reason="All rows go through these layers before transformers 5.23.")
 def test_layers_that_read_earlier_keys_run_on_the_last_row_in_generate() -> None:
     model, rows = tiny_model("gemma4", layers=LAYERS), []
     handle = model.model.language_model.layers[9].mlp.register_forward_pre_hook(
@@ -110,7 +117,7 @@ def test_the_encoder_of_padded_pictures(case: str) -> None:
         maps = model.model.vision_tower(pixels, positions, output_attentions=True).attentions[1]
         handle.remove()
         with tokenzoo.apply(model, method):
-            model(**inputs)
+            model.generate(**inputs, max_new_tokens=1)
     views = 3 if case == "video" else 1
     for number, told in enumerate(method.told):
         for view in range(views):
@@ -157,6 +164,21 @@ def test_the_attention_of_a_layer_and_the_next(family: str, layer: int) -> None:
             model(**inputs)
     for told, number in zip(method.told, (layer, layer + 1), strict=True):
         torch.testing.assert_close(told, stock[number][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_forward_that_does_not_say_how_many_frames_a_video_has_is_refused(told: bool) -> None:
+    model = tiny_model("gemma4", layers=3)
+    inputs = tiny_inputs(model, "video")
+    if not told:
+        del inputs["num_frames_per_video"]
+    refusal = pytest.raises(UnsupportedError, match=r"need num_frames_per_video.*'transformers>=5\.23', or call generate")
+    with tokenzoo.apply(model, "random:retention=0.5") as run, torch.no_grad():
+        with nullcontext() if told and NEWER else refusal:
+            model(**inputs)
+        if told:
+            model.generate(**inputs, max_new_tokens=2)
+            assert run.trace.visual_tokens() == [36] * 3
 
 
 def test_patches_in_another_order_are_refused() -> None:

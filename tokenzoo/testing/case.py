@@ -17,7 +17,7 @@ from tokenzoo.method.reducer import TokenReducer
 from tokenzoo.method.trace import Trace
 from tokenzoo.testing.encoder import entering_views
 from tokenzoo.testing.findings import Finding
-from tokenzoo.testing.inputs import words
+from tokenzoo.testing.inputs import encoded_first, words
 from tokenzoo.testing.oracle import FullPrompt, full_prompt
 from tokenzoo.testing.recorder import Call, calls_of, encoder_calls_of
 
@@ -68,7 +68,7 @@ def _rounding(case: Case) -> float:
     if torch.float64 in (longer, case.model.dtype):
         exact.set_experts_implementation("eager")  # the grouped product knows no float64
     inputs = {name: value.to(longer) if value.is_floating_point() else value for name, value in case.inputs.items()}
-    return (exact(**inputs).logits - case.prompt.logits)[case.prompt.mask].abs().max().item()
+    return (exact(**encoded_first(exact, inputs)).logits - case.prompt.logits)[case.prompt.mask].abs().max().item()
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tokenzoo.host.families.video_llava import image_argument
 from tokenzoo.host.family import Family
 from tokenzoo.method.reduction import Reduction
 from tokenzoo.testing.recorder import Call
@@ -43,7 +44,7 @@ def entering_views(model: Any, family: Family, inputs: dict[str, Any]) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
-    given = {"image": "pixel_values", "video": "pixel_values_videos"}  # the models encode images first
+    given = {"image": image_argument(model), "video": "pixel_values_videos"}  # the models encode images first
     return dict(zip([kind for kind, name in given.items() if name in inputs], found, strict=True))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError, unknown
+from tokenzoo.host.families.video_llava import image_argument
 from tokenzoo.testing.models import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
 
 #: Each case in words.
@@ -97,6 +98,22 @@ def tiny_inputs(model: Any, case: str, seed: int = 0) -> dict[str, Any]:
     if model.config.model_type == "gemma3":
         inputs["token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
     return _placed(model, {**inputs, **arguments})
+
+
+def encoded_first(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the pictures of Gemma 4's videos encoded, which `generate` does before it calls the model.
+
+    A forward of Gemma 4 hands on how many frames each video has from transformers 5.23 on. `generate` always did.
+    """
+    if "num_frames_per_video" not in inputs:
+        return inputs
+    rest, encoded = dict(inputs), {}
+    for kind in ("image", "video"):
+        encode = getattr(model.model, f"get_{kind}_features")
+        given = {name: rest.pop(name) for name in inspect.signature(encode).parameters if name in rest}
+        if given:
+            encoded[kind] = encode(**given, return_dict=True)
+    return {**rest, "mm_encoder_outputs": encoded}
 
 
 def take_sample(inputs: dict[str, Any], case: str, index: int) -> dict[str, Any]:
@@ -189,8 +206,7 @@ def _llava(model: Any, kind: str, counts: list[int], generator: torch.Generator)
     if kind == "video":  # Video-LLaVA: each frame's CLS token goes along
         pixels = torch.randn(sum(counts), _FRAMES, 3, size, size, generator=generator)
         return _Visual([[_FRAMES * (tokens + 1)]] * sum(counts), {"pixel_values_videos": pixels})
-    names = inspect.signature(type(model).forward).parameters  # transformers 5.19 has another for Video-LLaVA
-    return _Visual([[tokens]] * sum(counts), {"pixel_values" if "pixel_values" in names else "pixel_values_images": pixels})
+    return _Visual([[tokens]] * sum(counts), {image_argument(model): pixels})
 
 
 def _anyres(model: Any, kind: str, counts: list[int], generator: torch.Generator) -> _Visual:

@@ -19,6 +19,7 @@ from torch import nn
 
 from tokenzoo.method.reduction import ActsAfter
 from tokenzoo.method.trace import SampleTrace
+from tokenzoo.testing.inputs import encoded_first
 from tokenzoo.testing.recurrence import recurrent_layer
 
 
@@ -83,7 +84,7 @@ def full_prompt(model: Any, decoder: Any, inputs: dict[str, Any]) -> FullPrompt:
     for layer in decoder.layers:
         handles += [layer.register_forward_pre_hook(given, with_kwargs=True), layer.register_forward_hook(returned)]
     try:
-        logits = model(**inputs).logits
+        logits = model(**encoded_first(model, inputs)).logits
     finally:
         for handle in handles:
             handle.remove()

@@ -45,11 +45,16 @@ class Gemma4(Llava):
         positions = call.get(f"{kind}_position_ids")
         if positions is None:
             return []
-        side, frames = self.patches_per_side(model, kind), call.get("num_frames_per_video")
+        views = torch.ones(len(positions), dtype=torch.long) if kind == "image" else call.get("num_frames_per_video")
+        if views is None:
+            raise UnsupportedError(
+                "Videos of Gemma 4 need num_frames_per_video, and this call came without it. A forward hands it on from "
+                "transformers 5.23 on: pip install 'transformers>=5.23', or call generate."
+            )
+        side = self.patches_per_side(model, kind)
         last = positions.amax(1)
         raster = positions[..., 1] * (last[:, :1] + 1) + positions[..., 0]
         ordered = (raster == torch.arange(positions.shape[1], device=raster.device)) | (positions < 0).all(-1)
-        views = torch.ones(len(positions), dtype=torch.long) if kind == "image" or frames is None else frames
         sizes, counts, in_order = numbers_of(last + 1, views, ordered.all()[None])
         if not in_order[0]:
             raise UnsupportedError(f"The patches of {kind}_position_ids are not in raster order. Use the model's own processor.")

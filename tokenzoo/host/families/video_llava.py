@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenzoo.host.families.llava import Llava, with_cls
 from tokenzoo.host.family import Module, VisualSource
+
+#: What models call the pixels of images. The second is the name of Video-LLaVA's processor, and before transformers 5.21 the
+#: only one that the model knows.
+IMAGES = ("pixel_values", "pixel_values_images")
+
+
+def image_argument(model: Module) -> str:
+    """Under which name the installed class of a model takes the pixels of images."""
+    taken = inspect.signature(type(model).forward).parameters
+    return next(name for name in IMAGES if name in taken)
 
 
 class VideoLlava(Llava):
@@ -28,7 +39,7 @@ class VideoLlava(Llava):
 
     def sources(self, model: Module, call: Mapping[str, Any], kind: str) -> list[VisualSource]:
         if kind == "image":
-            pixels = call.get("pixel_values", call.get("pixel_values_images"))  # the second is its processor's name for them
-            return super().sources(model, {**call, "pixel_values": pixels}, kind)
+            named = [call.get(name) for name in IMAGES]
+            return super().sources(model, {**call, "pixel_values": next((one for one in named if one is not None), None)}, kind)
         pixels = call.get("pixel_values_videos")
         return [] if pixels is None else [with_cls("video", self.patch_grid(model), pixels.shape[1], 1)] * len(pixels)
