@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import transformers
+from packaging.version import Version
 
 torch = pytest.importorskip("torch")
 
 from tokenzoo.cost import architecture_of, price, price_trace, workload_of  # noqa: E402
 from tokenzoo.counting import count  # noqa: E402
 from tokenzoo.errors import UnsupportedError  # noqa: E402
-from tokenzoo.method.reduction import DataDependentError  # noqa: E402
+from tokenzoo.method.pipeline import Pipeline  # noqa: E402
+from tokenzoo.method.reducer import TokenReducer  # noqa: E402
+from tokenzoo.method.reduction import ActsAfter, DataDependentError  # noqa: E402
 from tokenzoo.testing import tiny_inputs, tiny_model  # noqa: E402
 from tokenzoo.zoo.plugins import load_zoo  # noqa: E402
 
@@ -31,6 +36,7 @@ MORE_CASES = [
     ("qwen3.5-moe", "single"),
     ("internvl", "single"),
     ("gemma3", "single"),
+    ("gemma4", "single"),
     ("gemma4", "video"),
     ("gemma4-moe", "single"),
     ("smolvlm", "single"),
@@ -95,7 +101,30 @@ def test_counted_is_computed_for_more_families(case: tuple[str, str], specificat
         specification = INSTEAD.get(specification, specification)
     if case[0] == "idefics2" and specification.startswith(("prumerge", "aim")):
         pytest.skip("Behind this encoder no token is a patch.")
+    if case == ("gemma4", "video") and Version(transformers.__version__) < Version("5.23"):
+        with pytest.raises(UnsupportedError, match=r"need num_frames_per_video.*'transformers>=5\.23'"):
+            check(*model_and_inputs(*case), specification)
+        return
     check(*model_and_inputs(*case), specification)
+
+
+@dataclass
+class Ahead(TokenReducer):
+    """Half of the tokens leave before layer 0, where the layers' own inputs have been made of all of them."""
+
+    name: ClassVar[str] = "ahead"
+    acts_after: ClassVar[ActsAfter] = "attention"
+
+    def kept(self, entered: int, layers: int) -> dict[int, int]:
+        return {-1: entered // 2}
+
+    def score(self, layer: Any) -> torch.Tensor:
+        return layer.hidden_states.float().norm(dim=-1)
+
+
+@pytest.mark.parametrize("before", ["none", "random:retention=0.6"])
+def test_the_layers_own_inputs_are_made_of_rows_that_leave_before_layer_0(before: str) -> None:
+    check(*model_and_inputs("gemma4", "single"), Pipeline((*load_zoo().build(before).reducers, Ahead())))
 
 
 @pytest.mark.matrix
@@ -117,8 +146,8 @@ def test_counted_is_computed_for_every_pair(pair: tuple[str, str], case: tuple[s
         assert any(specification.partition(":")[0] in str(error) for specification in pair)
 
 
-def check(model: Any, inputs: dict[str, Any], specification: str) -> None:
-    reducer = load_zoo().build(specification)
+def check(model: Any, inputs: dict[str, Any], method: str | Pipeline) -> None:
+    reducer = load_zoo().build(method) if isinstance(method, str) else method
     counted = count(model, inputs, reducer)
     assert counted.trace is not None
     sample = counted.trace.samples[0]

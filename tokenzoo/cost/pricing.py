@@ -27,6 +27,7 @@ class Schedulable(Protocol):
     def mlp_schedule(self, workload: Workload) -> list[int]: ...
     def encoder_cuts(self, workload: Workload) -> list[tuple[EncoderCut, ...]]: ...
     def projector_tokens(self, workload: Workload) -> int: ...
+    def decoder_tokens(self, workload: Workload) -> int: ...
     def overhead(self, workload: Workload) -> int: ...
     def cache_schedule(self, workload: Workload) -> list[int]: ...
     def read_schedule(self, workload: Workload) -> list[int]: ...
@@ -69,6 +70,7 @@ def price(
         model,
         [count + workload.text_tokens for count in visual],
         visual,
+        entered=workload.text_tokens + (reducer.decoder_tokens(workload) if reducer else workload.visual_tokens),
         mlp_tokens=[count + workload.text_tokens for count in reducer.mlp_schedule(workload)] if reducer else None,
         grids=vision.view_grids(workload, grids) * batch,
         encoder_cuts=reducer.encoder_cuts(workload) * batch if reducer else (),
@@ -94,6 +96,7 @@ def price_tokens(
     tokens: Sequence[int],
     visual_tokens: Sequence[int],
     *,
+    entered: int | None = None,
     mlp_tokens: Sequence[int] | None = None,
     grids: Sequence[tuple[int, int]] = (),
     encoder_cuts: Sequence[tuple[EncoderCut, ...]] = (),
@@ -114,6 +117,7 @@ def price_tokens(
 ) -> Cost:
     """Price a prefill in which `tokens[l]` rows of each sample enter decoder layer l: the ground of `price`.
 
+    `entered`: rows of each sample that enter the decoder, of which methods may drop some before layer 0 (None: none of them);
     `mlp_tokens[l]` rows reach that layer's MLP (None: all). `grids`, `encoder_cuts` (where patches of each of these views leave
     inside the encoder; () where none do), `projector_tokens` and `overhead` are of the whole batch.
     `cached`: rows in each layer's KV cache after the prefill (None: all that entered); `read`: how many of them each layer
@@ -132,7 +136,8 @@ def price_tokens(
     if rules.whole_model:
         parts.append(setting.part("vision", vision.vision_tower(model, grids, setting.width, encoder_cuts)))
         parts.append(setting.part("projector", vision.projector(model, projector_tokens, setting.width)))
-        parts.append(setting.part("per-layer inputs", exact.layer_inputs(model.decoder, batch * tokens[0], setting.width)))
+        given = batch * (tokens[0] if entered is None else entered)
+        parts.append(setting.part("per-layer inputs", exact.layer_inputs(model.decoder, given, setting.width)))
     kinds = [(model.decoder.of_layer(index), *counts) for index, counts in enumerate(zip(tokens, mlp, strict=True))]
     positions = mlp[-1] if head_positions == "all" and rules.whole_model else min(1, mlp[-1])
     layers = {kind: setting.prefill(*kind, positions) for kind in set(kinds)}

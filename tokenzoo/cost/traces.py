@@ -42,14 +42,17 @@ def price_trace(
     layers = model.decoder.layers
     depth = [layer * trace.layers // layers for layer in range(layers)]
     tokens, visual, mlp, cached, read = ([0] * layers for _ in range(5))
+    entered = 0
     for index in chosen:
         counts, totals, left = trace.visual_tokens(index), trace.tokens(index), trace.mlp_visual_tokens(index)
         cache, reads = trace.cache_tokens(index), trace.read_tokens(index)
         if reducer and options.get("decode") and not trace.samples[index].reads:  # nothing was generated: what is declared
             reads = reducer.read_schedule(workload_of(trace.samples[index], replace(model.decoder, layers=trace.layers)))
+        is_visual = trace.samples[index].visual
+        text = is_visual.count(False) if text_tokens is None else text_tokens
+        entered = max(entered, round(is_visual.count(True) * scale) + text)
         for layer, recorded in enumerate(depth):
             seen = round(counts[recorded] * scale)
-            text = totals[recorded] - counts[recorded] if text_tokens is None else text_tokens
             tokens[layer], visual[layer] = max(tokens[layer], seen + text), max(visual[layer], seen)
             mlp[layer] = max(mlp[layer], round(left[recorded] * scale) + text)
             held = cache[recorded] - totals[recorded] + counts[recorded]
@@ -64,6 +67,7 @@ def price_trace(
         model,
         tokens,
         visual,
+        entered=entered,
         mlp_tokens=mlp,
         grids=[grid for record in records for grid in _grids(model, record, scale)] if grids is None else grids,
         encoder_cuts=cuts if any(cuts) else (),

@@ -301,7 +301,7 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
     """(layer, method, tokens before, tokens after) for every reduction inside the LLM that removes something, or might: where
     the picture decides, a method is asked."""
     layers = workload.architecture.layers
-    present = entered = sum(account.entered for account in entry_accounts(methods, workload))
+    present = entered = decoder_tokens(methods, workload)
     for layer, number, count in _inside(methods, entered, layers):
         if not present:
             return
@@ -332,7 +332,7 @@ def mlp_schedule(methods: Methods, workload: Workload) -> list[int]:
 def _schedules(methods: Methods, workload: Workload) -> tuple[list[int], list[int]]:
     """Visual tokens in the attention, and in the MLP, of each decoder layer."""
     layers = workload.architecture.layers
-    entered = sum(account.entered for account in entry_accounts(methods, workload))
+    entered = decoder_tokens(methods, workload)
     attention, mlp = [entered] * layers, [entered] * layers
     for layer, method, _, after in _walk(methods, workload):
         attention[layer + 1 :] = [after] * (layers - layer - 1)
@@ -441,7 +441,7 @@ def _reads(methods: Methods, workload: Workload, cached: Sequence[int]) -> Itera
     present, reading = list(cached), [method for method in methods if method.reads]
     if not reading:
         return
-    entered = sum(account.entered for account in entry_accounts(methods, workload))
+    entered = decoder_tokens(methods, workload)
     counts = [(method, method.read(entered, len(present))) for method in reading if read_layers(method, len(present))]
     for layer in range(len(present)):
         for method, declared in counts:
@@ -485,6 +485,11 @@ def encoder_cuts(methods: Methods, workload: Workload) -> list[tuple[EncoderCut,
 def projector_tokens(methods: Methods, workload: Workload) -> int:
     """Visual tokens entering the projector."""
     return sum(account.projected for account in entry_accounts(methods, workload))
+
+
+def decoder_tokens(methods: Methods, workload: Workload) -> int:
+    """Visual tokens entering the decoder: fewer may enter its layer 0, where methods act before that."""
+    return sum(account.entered for account in entry_accounts(methods, workload))
 
 
 def overhead(methods: Methods, workload: Workload) -> int:

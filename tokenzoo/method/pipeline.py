@@ -79,6 +79,10 @@ class Pipeline:
         """Visual tokens entering the projector."""
         return accounting.projector_tokens(self.reducers, workload)
 
+    def decoder_tokens(self, workload: Workload) -> int:
+        """Visual tokens entering the decoder: fewer may enter its layer 0, where methods act before that."""
+        return accounting.decoder_tokens(self.reducers, workload)
+
     def overhead(self, workload: Workload) -> int:
         """FLOPs of the methods' own matrix products, each on the tokens that really reach it."""
         return accounting.overhead(self.reducers, workload)

@@ -340,6 +340,10 @@ class TokenReducer:
         """Visual tokens entering the projector."""
         return accounting.projector_tokens([self], workload)
 
+    def decoder_tokens(self, workload: Workload) -> int:
+        """Visual tokens entering the decoder: fewer may enter its layer 0, where the method acts before that."""
+        return accounting.decoder_tokens([self], workload)
+
     def overhead(self, workload: Workload) -> int:
         """FLOPs of the method's own matrix products (2 per multiply-add)."""
         return accounting.overhead([self], workload)
