@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
+import transformers
 from click.testing import CliRunner
+from packaging.version import Version
 
 torch = pytest.importorskip("torch")
 
@@ -95,6 +97,10 @@ def cached_bytes(layer: Any) -> int:
     return sum(tensor.nbytes for tensor in states)
 
 
+#: Before, a forward of Gemma 4 does not hand on how many frames a video has, and runs all rows through every layer.
+NEWER = Version(transformers.__version__) >= Version("5.23")
+
+
 @pytest.mark.parametrize(
     ("name", "specification"),
     [
@@ -109,10 +115,16 @@ def cached_bytes(layer: Any) -> int:
             pytest.param(name, "random:retention=0.25+fastv", marks=pytest.mark.matrix)
             for name in ("internvl3-1b", "idefics3-8b", "idefics2-8b", "gemma3-4b", "llava-next-video-7b", "video-llava-7b")
         ),
+        *(
+            pytest.param(name, "random:retention=0.25+fastv:K=4", marks=pytest.mark.matrix)
+            for name in ("qwen3-vl-2b", "qwen3.5-9b", "qwen3.5-35b-a3b", "gemma4-e2b", "gemma4-26b-a4b", "gemma4-31b")
+        ),
     ],
 )
 def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     model = load_architecture(name)
+    if model.decoder.shared_kv_layers and not NEWER:
+        pytest.skip("All rows go through the layers that share keys before transformers 5.23.")
     tokens = 64 if "qwen" in name else None  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
     shows_video = name.startswith(("llava-onevision", "llava-next-video", "video-llava", "internvl", "smolvlm"))
     workload = model.video_workload(2) if shows_video else model.image_workload(tokens=tokens)
@@ -123,22 +135,35 @@ def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     parts = counted.parts
     assert parts["vision"] == cost.part("vision").flops
     assert parts["projector"] == cost.part("projector").flops
-    assert parts["decoder"] == sum(part.flops for part in cost.layers)
+    assert parts["decoder"] == sum(part.flops for part in (*cost.layers, cost.part("per-layer inputs")))
     assert parts["lm_head"] == cost.part("lm head").flops
     assert parts["method"] == cost.part("method").flops
 
 
-@pytest.mark.parametrize("family", ["internvl", "smolvlm", "idefics3", "idefics2", "gemma3", "llava-next-video", "video-llava"])
+#: Families whose configs do not say how many tokens a picture or a frame has.
+ANY_SIZE = ["qwen3-vl", "qwen3.5-moe", "gemma4", "gemma4-moe"]
+FIXED_SIZE = ["internvl", "smolvlm", "idefics3", "idefics2", "gemma3", "llava-next-video", "video-llava"]
+
+
+@pytest.mark.parametrize("family", [*FIXED_SIZE, *ANY_SIZE])
 def test_a_shape_without_weights_of_each_family(family: str) -> None:
     """The class that its model_type names, its pictures as its adapter sees them; frames too where it takes them."""
     model = architecture_of(tiny_model(family, layers=6))
-    workloads = [model.image_workload(2), *([model.video_workload(4)] if model.video else [])]
+    tokens = 64 if family in ANY_SIZE else None
+    workloads = [model.image_workload(2, tokens)]
+    if model.video or (tokens and (NEWER or "gemma4" not in family)):
+        workloads.append(model.video_workload(4, tokens))
     early = [] if family == "idefics2" else ["prumerge:tokens=4"]
     for workload in workloads:
         for specification in ["none", "random:retention=0.5+fastv:K=2", *early]:
             reducer = load_zoo().build(specification)
             counted, cost = count_shape(model, workload, reducer), price(model, workload, reducer)
             parts = counted.parts
+            if model.decoder.shared_kv_layers and not NEWER:
+                everywhere = price(model, workload, reducer, head_positions="all")
+                layers = (*everywhere.layers, everywhere.part("per-layer inputs"))
+                assert parts["decoder"] == sum(part.flops for part in layers)
+                continue
             assert counted.flops == counted.counted.torch_flops == cost.flops
             assert (parts["vision"], parts["projector"]) == (cost.part("vision").flops, cost.part("projector").flops)
 

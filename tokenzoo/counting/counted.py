@@ -131,6 +131,9 @@ class _Sink(TorchFunctionMode):
         if name in ("conv2d", "conv3d") and len(args) > 4 and not any(args[4]):
             # the tracer loses a convolution with numeric padding whose result is made by a dispatch mode (Weightless)
             args = (*args[:4], "valid", *args[5:])
+        if name == "conv1d" and kwargs and kwargs.get("padding"):  # the same, with zeros to add: Qwen3.5's
+            args = (nn.functional.pad(args[0], (kwargs["padding"],) * 2), *args[1:])
+            kwargs = {**kwargs, "padding": "valid"}
         result = function(*args, **(kwargs or {}))
         if name in SUNK and isinstance(result, torch.Tensor):
             self.outputs.append(result.new_empty(0))

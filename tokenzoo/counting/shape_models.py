@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,12 @@ from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
 from tokenzoo.cost.vision import view_grids
 from tokenzoo.counting.counted import Counted, count
 from tokenzoo.errors import UserError
+from tokenzoo.host.families.video_llava import image_argument
 from tokenzoo.method.weightless import Weightless, empty_out, hollow
 from tokenzoo.method.workload import Workload
 
-TEXT, IMAGE, VIDEO, START = 1, 2, 3, 4
+TEXT, IMAGE, VIDEO, START, AUDIO = 1, 2, 3, 4, 5
+PROJECTORS = ("model.multi_modal_projector", "model.connector", "model.embed_vision")
 TOWERS = ("model.vision_tower", "model.vision_model", "model.image_tower", "model.video_tower", "model.visual")
 
 
@@ -36,7 +39,7 @@ class ShapeCount:
         merger = module("model.visual.merger")
         return {
             "vision": sum(map(module, TOWERS)) - merger,
-            "projector": module("model.multi_modal_projector") + module("model.connector") + merger,
+            "projector": sum(map(module, PROJECTORS)) + merger,
             "decoder": module("model.language_model") + module("model.text_model"),
             "lm_head": module("lm_head"),
             "method": self.counted.method,
@@ -50,6 +53,8 @@ def count_shape(model: ModelArchitecture, workload: Workload, reducer: Any = Non
     """
     real = empty_out(build(model))
     inputs = {**inputs_of(model, workload, batch), "logits_to_keep": 1}
+    if "pixel_values" in inputs:
+        inputs[image_argument(real)] = inputs.pop("pixel_values")
     with Weightless():
         return ShapeCount(count(real, inputs, reducer))
 
@@ -74,6 +79,8 @@ def build(model: ModelArchitecture) -> nn.Module:
     tokens: dict[str, Any] = {"image_token_index": IMAGE}
     if model.model_type in _OTHERS:
         config, family = _OTHERS[model.model_type](hf, model, text)
+    elif tower.kind == "gemma4":
+        config, family = _gemma4(hf, model, text)
     elif tower.kind == "vit":
         sizes = _sizes(tower)
         if not tower.class_token:
@@ -175,6 +182,38 @@ def _gemma3(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[An
     return config, hf.Gemma3ForConditionalGeneration
 
 
+def _gemma4(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
+    tower, decoder = model.vision, model.decoder
+    assert tower is not None
+    full = set(decoder.full_attention_layers)
+    text |= {
+        "head_dim": decoder.head_dim,
+        "global_head_dim": decoder.full_head_dim,
+        "num_global_key_value_heads": decoder.full_kv_heads or None,
+        "attention_k_eq_v": decoder.key_is_value,
+        "sliding_window": decoder.window,
+        "layer_types": ["full_attention" if index in full else "sliding_attention" for index in range(decoder.layers)],
+        "num_kv_shared_layers": decoder.shared_kv_layers,
+        "use_double_wide_mlp": decoder.wide_shared_mlp,
+        "hidden_size_per_layer_input": decoder.per_layer_width,
+    }
+    if decoder.experts:
+        text |= {"enable_moe_block": True, "num_experts": decoder.experts, "top_k_experts": decoder.active_experts}
+        text |= {"moe_intermediate_size": decoder.expert_intermediate}
+    vision = {
+        "hidden_size": tower.hidden,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "num_key_value_heads": tower.heads,
+        "head_dim": tower.hidden // tower.heads,
+        "intermediate_size": tower.intermediate,
+        "patch_size": tower.patch,
+        "pooling_kernel_size": tower.merge,
+    }
+    given: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": AUDIO, "audio_config": None}
+    return hf.Gemma4Config(text_config=text, vision_config=vision, **given), hf.Gemma4ForConditionalGeneration
+
+
 def _llava_video(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any, Any]:
     tower = model.vision
     assert tower is not None
@@ -223,8 +262,10 @@ def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any,
         return config, hf.Qwen2_5_VLForConditionalGeneration
     if tower.kind == "qwen3-vl":
         sizes |= {"hidden_size": tower.hidden, "intermediate_size": tower.intermediate, "out_hidden_size": model.decoder.hidden}
-        sizes |= {"deepstack_visual_indexes": list(range(tower.deepstack))}
         text |= {"head_dim": head}
+        if model.decoder.linear is not None:
+            return _qwen35(hf, model, text, {"vision_config": sizes, **tokens})
+        sizes |= {"deepstack_visual_indexes": list(range(tower.deepstack))}
         if not model.decoder.experts:
             return hf.Qwen3VLConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen3VLForConditionalGeneration
         text |= {"num_experts": model.decoder.experts, "num_experts_per_tok": model.decoder.active_experts}
@@ -232,6 +273,26 @@ def _qwen(hf: Any, model: ModelArchitecture, text: dict[str, Any]) -> tuple[Any,
         return hf.Qwen3VLMoeConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen3VLMoeForConditionalGeneration
     sizes |= {"embed_dim": tower.hidden, "hidden_size": model.decoder.hidden, "mlp_ratio": tower.intermediate // tower.hidden}
     return hf.Qwen2VLConfig(vision_config=sizes, text_config=text, **tokens), hf.Qwen2VLForConditionalGeneration
+
+
+def _qwen35(hf: Any, model: ModelArchitecture, text: dict[str, Any], given: dict[str, Any]) -> tuple[Any, Any]:
+    decoder = model.decoder
+    linear = decoder.linear
+    assert linear is not None
+    text |= {
+        "layer_types": ["linear_attention" if index in linear.layers else "full_attention" for index in range(decoder.layers)],
+        "linear_num_key_heads": linear.key_heads,
+        "linear_num_value_heads": linear.value_heads,
+        "linear_key_head_dim": linear.key_dim,
+        "linear_value_head_dim": linear.value_dim,
+        "linear_conv_kernel_dim": linear.kernel,
+    }
+    if not decoder.experts:
+        return hf.Qwen3_5Config(text_config=text, **given), hf.Qwen3_5ForConditionalGeneration
+    del text["intermediate_size"]
+    text |= {"num_experts": decoder.experts, "num_experts_per_tok": decoder.active_experts}
+    text |= {"moe_intermediate_size": decoder.expert_intermediate, "shared_expert_intermediate_size": decoder.beside_experts}
+    return hf.Qwen3_5MoeConfig(text_config=text, **given), hf.Qwen3_5MoeForConditionalGeneration
 
 
 def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> dict[str, Any]:
@@ -248,6 +309,8 @@ def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> d
     ids = torch.tensor([[*row, *[TEXT] * (workload.text_tokens - workload.text_before)]] * batch)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     views = [len(source.before_projector) for source in workload.sources]
+    if tower.kind == "gemma4":
+        return inputs | _patches(tower, view_grids(workload) * batch, torch.tensor(views * batch) if video else None)
     if tower.kind != "vit":
         grids, merge = view_grids(workload), tower.merge
         starts = [sum(views[:index]) for index in range(len(views))]
@@ -255,8 +318,8 @@ def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> d
         width = tower.channels * tower.temporal_patch * tower.patch**2
         pixels = hollow((sum(t * h * w for t, h, w in grid), width))
         names = ("pixel_values_videos", "video_grid_thw") if video else ("pixel_values", "image_grid_thw")
-        kind = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-        return {**inputs, names[0]: pixels, names[1]: torch.tensor(grid), "mm_token_type_ids": kind}
+        positions = torch.arange(ids.shape[1]).expand(3, *ids.shape)  # else the models look for text between the frames
+        return {**inputs, names[0]: pixels, names[1]: torch.tensor(grid), "position_ids": positions}
     side, channels, pictures = tower.image_size, tower.channels, batch * len(views)
     if model.model_type in ("smolvlm", "idefics3", "idefics2"):  # pictures of zeros would be taken for padding
         pixels = torch.ones(()).expand(batch, len(views), channels, side, side)
@@ -268,3 +331,15 @@ def inputs_of(model: ModelArchitecture, workload: Workload, batch: int = 1) -> d
         sizes = torch.tensor([[tiles * side, tiles * side]] * pictures)
         return {**inputs, "pixel_values": hollow((pictures, views[0], channels, side, side)), "image_sizes": sizes}
     return {**inputs, "pixel_values": hollow((pictures, channels, side, side))}
+
+
+def _patches(tower: VisionTower, grids: Sequence[tuple[int, int]], frames: torch.Tensor | None) -> dict[str, Any]:
+    """Gemma 4's pictures of these grids, or its videos of so many `frames` each: patches of any picture, and where they lie."""
+    positions = torch.full((len(grids), max(height * width for height, width in grids) * tower.merge**2, 2), -1)
+    for place, (height, width) in zip(positions, grids, strict=True):
+        raster = torch.cartesian_prod(torch.arange(height * tower.merge), torch.arange(width * tower.merge)).flip(-1)
+        place[: len(raster)] = raster
+    pixels = hollow((*positions.shape[:2], tower.channels * tower.patch**2))
+    if frames is None:
+        return {"pixel_values": pixels, "image_position_ids": positions}
+    return {"pixel_values_videos": pixels, "video_position_ids": positions, "num_frames_per_video": frames}
