@@ -17,7 +17,7 @@ from tokenzoo.method.workload import Source
 from tokenzoo.models.checkpoint import load
 from tokenzoo.serving.check import Comparison, Rounding, in_transformers, rounding
 from tokenzoo.serving.encoding import Encoding, assignment
-from tokenzoo.serving.positions import placed, shortened, split_places, with_places
+from tokenzoo.serving.positions import Places, arranged, shortened, split_places, with_places
 from tokenzoo.serving.served import named, served
 from tokenzoo.testing.inputs import tiny_inputs
 from tokenzoo.testing.models import tiny_model
@@ -71,6 +71,7 @@ def in_the_host(model, method, inputs):
         ("llava-onevision", "video", "video"),
         ("qwen2.5-vl", "images", "image"),
         ("qwen2.5-vl", "video", "video"),
+        ("qwen3-vl", "images", "image"),
     ],
 )
 def test_a_picture_alone_is_reduced_as_in_its_prompt(family: str, case: str, kind: str, method: str) -> None:
@@ -214,12 +215,16 @@ def test_kept_tokens_have_the_positions_of_the_whole_prompt(pictures, behind: in
     visual = torch.zeros(tokens, dtype=torch.bool)
     for offset, count, _ in spans:
         visual[offset : offset + count] = True
-    together = torch.cat(places, dim=1)
+    steps, together = Places(chunk), torch.cat(places, dim=1)
+    entered = []
     for start in range(0, tokens, chunk):
-        seen, now = int(visual[:start].sum()), int(visual[start : start + chunk].sum())
-        positions = placed(positions, visual, [together[:, seen : seen + now]], start)
+        now = visual[start : start + chunk]
+        seen = int(visual[:start].sum())
+        if now.any():
+            steps.note(now, [together[:, seen : seen + int(now.sum())]])
+        entered.append(steps.added(positions[:, start : start + chunk]).clone())
     expected = mrope(length, whole)
-    assert torch.equal(positions, expected[:, kept])
+    assert torch.equal(torch.cat(entered, dim=1), expected[:, kept])
     assert ahead == int(expected.max()) + 1 - tokens
 
 
@@ -236,3 +241,23 @@ def test_other_tokens_pass_only_where_rounding_moves_them_too() -> None:
     assert (row.moved, row.kept, row.differing) == ([0], 2, [])
     assert not as_expected(row, rounding(row, eager, divprune, questions, 4))
     assert as_expected(row, rounding(row, eager, other, questions, 4))
+
+
+def test_places_are_of_one_step() -> None:
+    steps = Places(4)
+    steps.note(torch.tensor([False, True]), [torch.tensor([[1], [2], [3]])])
+    assert steps.added(torch.ones(3, 2, dtype=torch.long)).tolist() == [[1, 2], [1, 3], [1, 4]]
+    assert steps.added(torch.ones(3, 3, dtype=torch.long)).tolist() == [[1] * 3] * 3
+
+
+def test_tokens_stay_in_their_frame_behind_its_timestamp() -> None:
+    """Text at columns 0, 3, 4; in an unbroken run the order is the method's, as in the host."""
+    visual = torch.tensor([False, True, True, False, False, True, True])
+    order, columns = arranged(visual, torch.tensor([3, 1, 2, 0]))
+    assert columns.tolist() == [0, 2, 1, 3, 4, 6, 5]
+    rows = torch.tensor([0, 3, 4, 6, 2, 5, 1])  # what was given: text, then tokens
+    assert torch.equal(rows[order], columns)
+    order, columns = arranged(visual, torch.tensor([], dtype=torch.long))
+    assert (order.tolist(), columns.tolist()) == ([0, 1, 2], [0, 3, 4])
+    order, columns = arranged(torch.ones(4, dtype=torch.bool), torch.tensor([3, 0]))
+    assert (order.tolist(), columns.tolist()) == ([0, 1], [3, 0])

@@ -19,7 +19,7 @@ from tokenzoo.application import apply
 from tokenzoo.errors import FailedError, UserError
 from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.models.checkpoint import Checkpoint
-from tokenzoo.models.inputs import prompt_text
+from tokenzoo.models.inputs import FRAME_RATE, metadata, prompt_text
 from tokenzoo.models.media import first_line
 from tokenzoo.models.names import locate
 from tokenzoo.models.question import Question
@@ -199,7 +199,8 @@ def engine(model: str, method: str, dtype: str, options: Mapping[str, Any]) -> I
     except ImportError as error:
         raise UserError(f"vLLM is not here: {first_line(error)}. Run \"pip install 'tokenzoo[vllm]'\".") from None
     _check_loaded(os.environ.get("VLLM_PLUGINS"))
-    given = {"enforce_eager": not torch.cuda.is_available(), **options}
+    # pixels are told apart as a processor makes them, not as vLLM would hand raw ones to the device
+    given = {"enforce_eager": not torch.cuda.is_available(), "mm_device_do_normalize": False, **options}
     given["hf_overrides"] = {**given.get("hf_overrides", {}), KEY: method}
     try:
         made = Engine(LLM(locate(model), dtype=dtype, worker_extension_cls=f"{__name__}.{Watch.__name__}", **given))
@@ -229,7 +230,9 @@ def prompt_of(checkpoint: Checkpoint, question: Question) -> dict[str, Any]:
     ]
     shown: dict[str, Any] = {"image": list(question.images)} if question.images else {}
     if question.video:
-        shown["video"] = [np.stack([np.asarray(frame) for frame in question.video])]
+        rate = getattr(getattr(templated, "video_processor", None), "fps", None) or FRAME_RATE
+        when = {**metadata(question.video, rate), "do_sample_frames": False}  # the frames are chosen already
+        shown["video"] = [(np.stack([np.asarray(frame) for frame in question.video]), when)]
     ids = tokenizer(prompt_text(question, templated, *words))["input_ids"]
     return {"prompt_token_ids": ids, "multi_modal_data": shown}
 
@@ -237,7 +240,7 @@ def prompt_of(checkpoint: Checkpoint, question: Question) -> dict[str, Any]:
 def anew(prompt: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The same prompt with pictures that no cache of vLLM knows."""
     shown = prompt["multi_modal_data"]
-    names = {kind: [f"{name}-{index}" for index in range(len(items))] for kind, items in shown.items()}
+    names = {kind: [f"{name}-{kind}-{index}" for index in range(len(items))] for kind, items in shown.items()}
     return {**prompt, "multi_modal_uuids": names}
 
 

@@ -138,7 +138,7 @@ def kind_of(call: Mapping[str, Any]) -> str:
 
 def _calls(call: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The call as it is, or where pictures differ in shape and come as lists, one call for each."""
-    listed = [len(value) for value in call.values() if isinstance(value, list)]
+    listed = [len(value) for value in call.values() if isinstance(value, list) and isinstance(value[0], torch.Tensor)]
     if not listed:
         return [dict(call)]
     return [{name: value[index][None] for name, value in call.items()} for index in range(listed[0])]

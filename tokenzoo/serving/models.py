@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from vllm.model_executor.models import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl
+from torch.nn.functional import pad
+from vllm.model_executor.models import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.multimodal.processing import BaseMultiModalProcessor, ProcessorInputs, PromptReplacement, PromptUpdate
@@ -21,11 +22,13 @@ from vllm.multimodal.processing import BaseMultiModalProcessor, ProcessorInputs,
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.serving.encoding import Encoding, kind_of
 from tokenzoo.serving.plugin import STOCK
-from tokenzoo.serving.positions import placed, shortened, split_places, with_places
+from tokenzoo.serving.positions import Places, arranged, shortened, split_places, with_places
 from tokenzoo.serving.served import KEY, Served, served
 
-#: A share of video tokens to prune that asks vLLM for new M-RoPE positions; what is pruned is the method's decision.
-ASK_FOR_POSITIONS = 1e-6
+#: What vLLM tells of a picture that its positions depend on.
+ABOUT = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "timestamps")
+#: Any share of video tokens that vLLM would prune by itself.
+SOME = 0.5
 
 
 class Processor(BaseMultiModalProcessor):
@@ -50,9 +53,13 @@ class Processor(BaseMultiModalProcessor):
         def shortened(index: int) -> list[int]:
             call = {name: value[None] for name, value in items[kind][index].get_data().items() if isinstance(value, torch.Tensor)}
             (source,) = served.sources(call, kind)
-            return [placeholder] * served.entered(source.source)
+            return [placeholder] * (served.entered(source.source) + self._text_within(update, index))
 
         return replace(update, replacement=shortened)
+
+    def _text_within(self, update: PromptReplacement, index: int) -> int:
+        """How many tokens of text vLLM writes between a picture's placeholders."""
+        return 0
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> dict[str, list[str]]:
         """The key of a picture in vLLM's caches names the method too: the same picture under another one is another entry."""
@@ -98,73 +105,133 @@ class Model:
 
 
 class MropeModel(Model):
-    """The same where positions are three-dimensional: a token that is left keeps its own."""
+    """The same where positions are three-dimensional: a token that is left keeps its own.
 
-    supports_multimodal_pruning = True
-    is_multimodal_pruning_enabled = False
+    vLLM's own interface for that, `SupportsMultiModalPruning`, is for videos of some models and not asked by its CPU runner. A
+    model's `embed_input_ids` and `forward` are called in every step by all of them.
+    """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if self.encoding is not None:
-            vllm_config.model_config.multimodal_config.video_pruning_rate = ASK_FOR_POSITIONS
-            self.is_multimodal_pruning_enabled = False  # of vLLM's model itself
+        if served(vllm_config.model_config.hf_config) is None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+            return
+        _check_steps(vllm_config)
+        with _room_for_positions(vllm_config.model_config.multimodal_config):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.is_multimodal_pruning_enabled = False  # that of vLLM's model itself
+        self.places = Places(vllm_config.scheduler_config.max_num_batched_tokens)
 
     def _watch(self, served: Served) -> None:
         pass
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        encode = super(Model, self).embed_multimodal  # type: ignore[misc]
+        stock = super(Model, self).embed_multimodal  # type: ignore[misc]
         if self.encoding is None or not kwargs:
-            return encode(**kwargs)
-        kind = kind_of(kwargs)
-        return [
-            with_places(reduced.tokens, self._places(kind, kwargs, index)[:, reduced.anchors.cpu()].to(reduced.tokens.device))
-            for index, reduced in enumerate(self.encoding(encode, kwargs))
-        ]
+            return stock(**kwargs)
+        kind, hidden = kind_of(kwargs), self.config.get_text_config().hidden_size  # type: ignore[attr-defined]
+        added: list[torch.Tensor] = []
 
-    def _places(self, kind: str, call: Mapping[str, Any], index: int) -> torch.Tensor:
-        """The places [3, tokens] of one picture's unreduced tokens, by vLLM's own rule, relative to its first."""
-        names = (f"{kind}_grid_thw", "second_per_grid_ts")
-        data = {name: SimpleNamespace(data=call[name][index].cpu()) for name in names if call.get(name) is not None}
-        (source,) = self.encoding.served.sources({names[0]: data[names[0]].data[None]}, kind)  # type: ignore[union-attr]
-        count = source.source.tokens
-        picture = SimpleNamespace(modality=kind, data=data, mm_position=PlaceholderRange(offset=1, length=count))
-        positions, _ = super().get_mrope_input_positions([0] * (1 + count), [picture])  # type: ignore[misc]
-        return positions[:, 1:] - 1
+        def encode(**call: Any) -> list[torch.Tensor]:
+            made = stock(**call)
+            added.extend(tokens[:, hidden:] for tokens in made)
+            return [tokens[:, :hidden] for tokens in made]
+
+        reduced = self.encoding(encode, kwargs)
+        # DeepStack: what the decoder adds to its first layers' rows are channels here; a row that is left has its anchor's
+        wide = [torch.cat([one.tokens, own[one.anchors]], dim=1) for one, own in zip(reduced, added, strict=True)]
+        pictures = [{name: kwargs[name][index] for name in ABOUT if kwargs.get(name) is not None} for index in range(len(wide))]
+        return [self._written(kind, *each) for each in zip(pictures, wide, (one.anchors.cpu() for one in reduced), strict=True)]
+
+    def _written(self, kind: str, picture: Mapping[str, Any], tokens: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """What goes into the placeholders of a picture: the tokens that are left, text between them, and the places of both."""
+        ids = torch.tensor(self._whole(kind, picture))
+        data = {name: SimpleNamespace(data=torch.as_tensor(value).cpu()) for name, value in picture.items()}
+        alone = SimpleNamespace(modality=kind, data=data, mm_position=PlaceholderRange(offset=1, length=len(ids)))
+        positions, _ = super().get_mrope_input_positions([0, *ids.tolist()], [alone])  # type: ignore[misc]
+        visual = ids == self._placeholder(kind)
+        order, columns = arranged(visual, anchors)
+        if not visual.all():
+            text = self.get_language_model().embed_input_ids(ids[~visual].to(tokens.device))  # type: ignore[attr-defined]
+            tokens = torch.cat([pad(text, (0, tokens.shape[1] - text.shape[1])).to(tokens), tokens])
+        return with_places(tokens[order.to(tokens.device)], (positions[:, 1 + columns] - 1).to(tokens.device))
+
+    def _placeholder(self, kind: str) -> int:
+        return getattr(self.config, f"{kind}_token_id")  # type: ignore[attr-defined]
+
+    def _whole(self, kind: str, picture: Mapping[str, Any]) -> list[int]:
+        """The token ids of an unreduced picture in a prompt."""
+        grid = f"{kind}_grid_thw"
+        (source,) = self.encoding.served.sources({grid: picture[grid][None]}, kind)  # type: ignore[union-attr]
+        return [self._placeholder(kind)] * source.source.tokens
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         stock = super().get_mrope_input_positions  # type: ignore[misc]
         if self.encoding is None:
             return stock(input_tokens, mm_features)
         features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        spans = []
-        for feature in features:
-            grid = f"{feature.modality}_grid_thw"
-            (source,) = self.encoding.served.sources({grid: feature.data[grid].data[None]}, feature.modality)
-            spans.append((feature.mm_position.offset, feature.mm_position.length, source.source.tokens))
+        wholes = [
+            self._whole(one.modality, {name: one.data[name].data for name in ABOUT if name in one.data}) for one in features
+        ]
+        spans = [
+            (one.mm_position.offset, one.mm_position.length, len(whole)) for one, whole in zip(features, wholes, strict=True)
+        ]
 
-        def whole(length: int, offsets: list[int]) -> torch.Tensor:
-            moved = [
-                replace(feature, mm_position=PlaceholderRange(offset=offset, length=span[2]))
-                for feature, offset, span in zip(features, offsets, spans, strict=True)
-            ]
-            return stock([0] * length, moved)[0]
+        def positions_of(length: int, offsets: list[int]) -> torch.Tensor:
+            tokens, moved = [0] * length, []
+            for feature, offset, whole in zip(features, offsets, wholes, strict=True):
+                tokens[offset : offset + len(whole)] = whole
+                moved.append(replace(feature, mm_position=PlaceholderRange(offset=offset, length=len(whole))))
+            return stock(tokens, moved)[0]
 
-        return shortened(len(input_tokens), spans, whole)
+        return shortened(len(input_tokens), spans, positions_of)
 
-    def recompute_mrope_positions(
-        self, input_ids: Any, multimodal_embeddings: Sequence[torch.Tensor], mrope_positions: Any, num_computed_tokens: int
-    ) -> tuple[Sequence[torch.Tensor], torch.Tensor, int]:
-        if self.encoding is None:
-            return super().recompute_mrope_positions(  # type: ignore[misc]
-                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
-            )
-        config = self.config  # type: ignore[attr-defined]
-        ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        visual = (ids == config.image_token_id) | (ids == config.video_token_id)
-        parts = [split_places(part) for part in multimodal_embeddings]
-        positions = placed(mrope_positions, visual, [places for _, places in parts], num_computed_tokens)
-        return [part for part, _ in parts], positions, int(positions.max()) + 1 - len(ids)
+    def embed_input_ids(
+        self, input_ids: torch.Tensor, multimodal_embeddings: Any = None, *, is_multimodal: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.encoding is not None and multimodal_embeddings is not None and len(multimodal_embeddings):
+            parts = [split_places(part) for part in multimodal_embeddings]
+            multimodal_embeddings = [features for features, _ in parts]
+            self.places.note(is_multimodal, [places for _, places in parts])  # type: ignore[arg-type]
+        return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)  # type: ignore[misc]
+
+    def forward(
+        self, input_ids: Any, positions: torch.Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None, **kwargs: Any
+    ) -> Any:
+        if self.encoding is not None:
+            positions = self.places.added(positions)
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
+
+
+class Qwen3Model(MropeModel):
+    """The same where timestamps stand between the frames of a video.
+
+    How many tokens of which frame are left is known once it is encoded. Until then all columns of a video are placeholders; what
+    the encoder gives for them holds the timestamps too.
+    """
+
+    def _whole(self, kind: str, picture: Mapping[str, Any]) -> list[int]:
+        whole = super()._whole(kind, picture)
+        if kind == "image":
+            return whole
+        times, config = picture["timestamps"], self.config  # type: ignore[attr-defined]
+        return qwen3_vl.Qwen3VLMultiModalProcessor.get_video_repl(
+            tokens_per_frame=[len(whole) // len(times)] * len(times),
+            timestamps=times,
+            tokenizer=self._tokenizer,  # type: ignore[attr-defined]
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+            video_token_id=config.video_token_id,
+        ).full
+
+
+@contextmanager
+def _room_for_positions(multimodal: Any) -> Iterator[None]:
+    """Have a decoder take positions beyond those of its prompts' tokens, as vLLM does where it prunes by itself."""
+    multimodal.video_pruning_rate = SOME
+    try:
+        yield
+    finally:
+        multimodal.video_pruning_rate = None
 
 
 @contextmanager
@@ -199,6 +266,16 @@ def _check_engine(vllm_config: Any, served: Served) -> None:
         raise UnsupportedError("LoRA on the vision tower counts a picture's tokens by its placeholders, which are fewer now.")
 
 
+def _check_steps(vllm_config: Any) -> None:
+    """Ways to run the engine in which a step does not both embed its tokens and run the decoder's first layer on them."""
+    if vllm_config.model_config.multimodal_config.is_multimodal_pruning_enabled():
+        raise UnsupportedError(f"vLLM would prune videos by itself as well. Leave out --video-pruning-rate, or '{KEY}'.")
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise UnsupportedError("With M-RoPE only the first of the pipeline's stages knows positions. Use tensor parallelism.")
+    if vllm_config.speculative_config is not None:
+        raise UnsupportedError("Speculative decoding was not tried with M-RoPE and a method. Leave it out.")
+
+
 def _llava_processor(info: Any, dummy_inputs: Any) -> Any:
     if isinstance(info, llava.LlavaProcessingInfo):
         return LlavaProcessor(info, dummy_inputs)
@@ -224,6 +301,14 @@ class Qwen2VLProcessor(Processor, qwen2_vl.Qwen2VLMultiModalProcessor):
 
 class Qwen25VLProcessor(Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
     pass
+
+
+class Qwen3VLProcessor(Processor, qwen3_vl.Qwen3VLMultiModalProcessor):
+    def _text_within(self, update: PromptReplacement, index: int) -> int:
+        if update.modality == "image":
+            return 0
+        whole, placeholder = update.replacement(index).full, self.info.get_hf_config().video_token_id  # type: ignore[operator]
+        return sum(token != placeholder for token in whole)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -260,6 +345,20 @@ class Qwen2VL(MropeModel, qwen2_vl.Qwen2VLForConditionalGeneration):
     Qwen25VLProcessor, info=qwen2_5_vl.Qwen2_5_VLProcessingInfo, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
 class Qwen25VL(MropeModel, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=qwen3_vl.Qwen3VLProcessingInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class Qwen3VL(Qwen3Model, qwen3_vl.Qwen3VLForConditionalGeneration):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=qwen3_vl_moe.Qwen3VLMoeProcessingInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class Qwen3VLMoe(Qwen3Model, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
     pass
 
 

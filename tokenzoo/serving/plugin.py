@@ -14,12 +14,12 @@ SERVED = {
     "LlavaOnevisionForConditionalGeneration": "LlavaOnevision",
     "Qwen2VLForConditionalGeneration": "Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "Qwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "Qwen3VLMoe",
 }
 #: Architectures that tokenzoo knows and cannot serve yet: they are vLLM's own, but refuse a method instead of passing over it.
 REFUSED = (
     "LlavaNextVideoForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration",
     "InternVLForConditionalGeneration",
     "Gemma3ForConditionalGeneration",
     "Idefics3ForConditionalGeneration",

@@ -1,8 +1,8 @@
 """M-RoPE in vLLM: a kept token keeps its place in time and picture, and text goes on as behind the whole picture.
 
 vLLM asks for a prompt's positions before a picture is encoded, when nobody knows yet which tokens will be left. Text can be
-placed then; a picture's tokens come with places of their own, relative to the picture's first, as channels behind their
-features (vLLM's interface `SupportsMultiModalPruning`), and are placed when the features are there.
+placed then. A picture's tokens come with places of their own, relative to the picture's first, as channels behind their
+features, and are placed in the step of the engine that reads them.
 """
 
 from __future__ import annotations
@@ -50,18 +50,38 @@ def shortened(
     return positions[:, torch.cat(index)], int(positions.max()) + 1 - tokens
 
 
-def placed(positions: torch.Tensor, visual: torch.Tensor, places: Sequence[torch.Tensor], computed: int) -> torch.Tensor:
-    """`positions` [3, tokens] with the next visual tokens from column `computed` on at their places [3, tokens of a picture].
+def arranged(visual: torch.Tensor, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is left of a picture that was written as the columns `visual` [whole] tells apart: its text, and tokens `anchors`.
 
-    `visual` [tokens]: which columns hold visual tokens. A picture's first place is behind the text ahead of it.
+    Returns the order of the rows (all text rows, then all that are left of the tokens) and the whole column of each. As in the
+    host, the tokens of an unbroken run stay in the order in which the method left them.
     """
-    count = sum(part.shape[1] for part in places)
-    if not count:
-        return positions
-    positions, columns = positions.clone(), visual.nonzero()[:, 0]
-    columns = columns[columns >= computed][:count]
-    text = torch.where(visual, -1, torch.arange(len(visual), device=visual.device)).cummax(0).values
-    before = text[columns]
-    first = torch.where(before < 0, 0, positions[:, before.clamp(min=0)].amax(0) + 1)
-    positions[:, columns] = (first + torch.cat(list(places), dim=1).to(positions.device)).to(positions.dtype)
-    return positions
+    text, columns = (~visual).nonzero()[:, 0], visual.nonzero()[:, 0]
+    begins = visual & ~visual.roll(1)
+    begins[:1] = visual[:1]
+    runs = torch.where(begins, torch.arange(len(visual)), 0).cummax(0).values
+    rows = torch.cat([text, columns[anchors]])
+    order = torch.cat([text, runs[columns[anchors]]]).argsort(stable=True)
+    return order, rows[order]
+
+
+class Places:
+    """The places of the visual tokens that one step of the engine reads: noted with their features, added to its positions.
+
+    Both are memory of a fixed address, which is what a CUDA graph of the step reads.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.ahead = torch.zeros(3, tokens, dtype=torch.long)
+        self.positions = torch.zeros(3, tokens, dtype=torch.long)
+
+    def note(self, visual: torch.Tensor, places: Sequence[torch.Tensor]) -> None:
+        """`visual` [tokens]: which tokens of the step are visual; `places` [3, tokens] of each picture's."""
+        self.ahead[:, : len(visual)][:, visual] = torch.cat(list(places), dim=1)
+
+    def added(self, positions: torch.Tensor) -> torch.Tensor:
+        """The step's positions [3, tokens], its visual tokens at their places. They are forgotten then."""
+        count = positions.shape[1]
+        moved = self.positions[:, :count].copy_(positions).add_(self.ahead[:, :count])
+        self.ahead.zero_()
+        return moved
