@@ -158,9 +158,12 @@ def build_processor(family: str, config: Any) -> Any:
     return transformers.LlavaNextVideoProcessor(video_processor=videos, image_processor=images, **whole)
 
 
-def save(family: str, folder: Path) -> Path:
-    """Write the family's checkpoint to a folder, as save_pretrained of its classes does; return the folder."""
-    model = tiny_model(family, layers=LAYERS)
+def save(family: str, folder: Path, model: Any = None) -> Path:
+    """Write the family's checkpoint to a folder, as save_pretrained of its classes does; return the folder.
+
+    `model`: another than the tiny one, of the same picture sizes.
+    """
+    model = model or tiny_model(family, layers=LAYERS)
     model.config.name_or_path = ""
     model.save_pretrained(folder)
     build_processor(family, model.config).save_pretrained(folder)

@@ -110,6 +110,7 @@ def test_a_picture_alone_is_reduced_as_in_its_prompt(family: str, case: str, kin
         ("llava-onevision", "uniform+divprune", "'uniform' chooses freely among the views"),
         ("llava-onevision", "fastvid:signal=head,position=renumber", "pooling head"),
         ("qwen2.5-vl", "visionzip", "reads the vision encoder"),
+        ("qwen3-vl", "visionzip", "reads the vision encoder"),
         ("internvl", "visionzip", "reads the vision encoder"),
     ],
 )

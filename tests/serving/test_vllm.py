@@ -1,8 +1,9 @@
-"""Stock vLLM with a method, on both embedded models, against the Hugging Face model with the same method."""
+"""Stock vLLM with a method, on both embedded models and tiny Qwens, against the Hugging Face model with the same method."""
 
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from click.testing import CliRunner
+from hub_checkpoints import save
 
 import tokenzoo
 from tokenzoo import FailedError
@@ -24,6 +26,8 @@ from tokenzoo.cli import cli
 from tokenzoo.models.checkpoint import load
 from tokenzoo.models.inputs import prompt_text
 from tokenzoo.models.question import Question
+from tokenzoo.serving.plugin import REFUSED, SERVED
+from tokenzoo.testing.models import FAMILIES, VOCABULARY, tiny_model
 from tokenzoo.zoo.plugins import load_zoo
 
 pytestmark = pytest.mark.vllm
@@ -146,12 +150,128 @@ def test_a_vllm_that_would_not_load_tokenzoo_is_no_comparison(monkeypatch: pytes
     assert "VLLM_PLUGINS=others keeps vLLM from loading tokenzoo" in str(done.exception)
 
 
+def test_a_model_that_is_not_served_does_not_start_with_a_method(tmp_path) -> None:
+    from tokenzoo.serving.check import engine
+
+    folder = str(save("qwen3.5", tmp_path))
+    with pytest.raises(tokenzoo.UnsupportedError, match="not tried with fewer"), engine(folder, "random", "float32", OPTIONS):
+        pass
+
+
+def test_every_family_that_vllm_knows_is_served_or_refuses_a_method() -> None:
+    from vllm import ModelRegistry
+
+    known = {type(tiny_model(family, layers=6)).__name__ for family in FAMILIES} & ModelRegistry.models.keys()
+    assert known == (SERVED.keys() | set(REFUSED)) & known and len(known) > len(SERVED)
+
+
 def test_serve_check_prints_one_table() -> None:
     arguments = ["embedded:llava", "--method", "pool", "--limit", "3", "--engine", json.dumps(OPTIONS)]
     done = CliRunner().invoke(cli, ["serve-check", *arguments], catch_exceptions=False)
     lines = [line.split() for line in done.output.splitlines()]
     assert ["none", "152.7", "3", "of", "3", "–", "3", "of", "3"] in [line[:9] for line in lines]
     assert ["pool", "44.7", "3", "of", "3", "3", "of", "3", "3", "of", "3"] in [line[:11] for line in lines]
+
+
+# --- Qwen: random weights, M-RoPE, pictures of any size ----------------------------------------------------------------
+
+#: Images are reduced by all but dycoke. Qwen3-VL adds DeepStack's features, and writes timestamps between frames.
+QWEN = [("qwen2-vl", "pool"), ("qwen2.5-vl", "divprune:retention=0.25"), ("qwen2.5-vl", "vidcom2")]
+QWEN += [("qwen3-vl", method) for method in ("none", "divprune:retention=0.25", "dycoke")]
+#: Chunks split every prompt with a picture.
+QWEN_OPTIONS = {**OPTIONS, "max_num_batched_tokens": 64, "max_logprobs": VOCABULARY}
+
+
+@pytest.fixture(scope="module")
+def qwens(tmp_path_factory):
+    """A family's checkpoint folder and the Hugging Face model in it, made when it is first asked for."""
+    made = {}
+
+    def of(family: str):
+        if family not in made:
+            folder = save(family, tmp_path_factory.mktemp(family), wide_headed(family))
+            made[family] = str(folder), load(str(folder), "float32")
+        return made[family]
+
+    return of
+
+
+def wide_headed(family: str):
+    """The tiny model with heads 32 wide, the narrowest that vLLM has a kernel for."""
+    config = copy.deepcopy(tiny_model(family, layers=6).config)
+    text, vision = config.text_config, config.vision_config
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 2, 1, 32
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [4, 6, 6]}
+    if family == "qwen2.5-vl":
+        vision.tokens_per_second = 2  # a video that is wider than long: transformers 5 places text behind others elsewhere
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return type(tiny_model(family, layers=6))(config)
+
+
+def qwen_questions() -> list[Question]:
+    """Two pictures, one twice, one under two questions, videos with and without a picture, none."""
+    first, second, third = (question.images[0] for question in task("attribute").questions(3, 7))
+    first, second = first.resize((64, 32)), second.resize((32, 48))
+    videos = [tuple(frame.resize((48, 48)) for frame in question.video[:6]) for question in task("when").questions(2, 7)]
+    asked = ["what color is the circle?", "which shape is red?"]
+    return [
+        Question("one", asked[0], (first,)),
+        Question("two", asked[0], (first, third)),
+        Question("twice", asked[0], (second, second)),
+        Question("video", asked[0], (), videos[0]),
+        Question("none", asked[0]),
+        Question("other question", asked[1], (first,)),
+        Question("picture and video", asked[1], (third,), videos[1]),
+    ]
+
+
+@pytest.mark.parametrize(("family", "method"), QWEN)
+def test_qwen_keeps_tokens_and_answers_as_in_hugging_face(family: str, method: str, qwens) -> None:
+    from vllm import SamplingParams
+
+    from tokenzoo.serving.check import Answer, Comparison, Side, engine, in_transformers, prompt_of, until_end
+
+    folder, checkpoint = qwens(family)
+    questions = qwen_questions()
+    ours = in_transformers(checkpoint, load_zoo().build(method), questions, NEW_TOKENS)
+    with engine(folder, method, "float32", QWEN_OPTIONS) as vllm:
+        vllm.watch()
+        greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=VOCABULARY)
+        prompts = [prompt_of(checkpoint, question) for question in questions]
+        made, again = vllm.generate(prompts, greedy), vllm.generate(prompts, greedy)
+        kept = vllm.kept()
+    answers = [Answer(len(one.prompt_token_ids), until_end(one.outputs[0].token_ids, checkpoint)) for one in made]
+    row = Comparison(method, ours, Side(answers, kept))
+    assert row.pictures == {"none": 0, "dycoke": 2}.get(method, 5)
+    assert (row.prompts, row.kept, row.differing) == (len(questions), row.pictures, [])
+    assert [one.outputs[0].token_ids for one in again] == [one.outputs[0].token_ids for one in made]
+    for question, one in zip(questions, made, strict=True):
+        with tokenzoo.apply(checkpoint.model, method), torch.inference_mode():
+            expected = checkpoint.model(**checkpoint.inputs([question])).logits[0, -1].log_softmax(-1)
+        first = one.outputs[0].logprobs[0]
+        found = torch.tensor([first[token].logprob for token in range(VOCABULARY)])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0, msg=question.id)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"video_pruning_rate": 0.5}, "Leave out --video-pruning-rate"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
+            "Speculative decoding",
+        ),
+    ],
+)
+def test_what_moves_positions_by_itself_does_not_start_with_a_method(options, reason: str, qwens) -> None:
+    from tokenzoo.serving.check import engine
+
+    with (
+        pytest.raises((FailedError, tokenzoo.UnsupportedError), match=reason),
+        engine(qwens("qwen2.5-vl")[0], "random", "float32", {**QWEN_OPTIONS, **options}),
+    ):
+        pass
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------

@@ -20,8 +20,11 @@ SERVED = {
 #: Architectures that tokenzoo knows and cannot serve yet: they are vLLM's own, but refuse a method instead of passing over it.
 REFUSED = (
     "LlavaNextVideoForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
     "InternVLForConditionalGeneration",
     "Gemma3ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
 )
