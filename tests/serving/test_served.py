@@ -251,6 +251,13 @@ def test_places_are_of_one_step() -> None:
     assert steps.added(torch.ones(3, 3, dtype=torch.long)).tolist() == [[1] * 3] * 3
 
 
+def test_a_full_step_is_laid_out_as_a_short_one() -> None:
+    """A compiled decoder keeps the strides of the step that it was compiled for, which is a full one."""
+    steps = Places(4)
+    full, short = (steps.added(torch.ones(3, count, dtype=torch.long)) for count in (4, 2))
+    assert full.stride() == short.stride() and not full.is_contiguous() and full.data_ptr() == short.data_ptr()
+
+
 def test_tokens_stay_in_their_frame_behind_its_timestamp() -> None:
     """Text at columns 0, 3, 4; in an unbroken run the order is the method's, as in the host."""
     visual = torch.tensor([False, True, True, False, False, True, True])

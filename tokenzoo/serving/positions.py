@@ -73,7 +73,8 @@ class Places:
 
     def __init__(self, tokens: int) -> None:
         self.ahead = torch.zeros(3, tokens, dtype=torch.long)
-        self.positions = torch.zeros(3, tokens, dtype=torch.long)
+        # one more than a step has: a compiled decoder must not take a full step's stride for its length
+        self.positions = torch.zeros(3, tokens + 1, dtype=torch.long)
 
     def note(self, visual: torch.Tensor, places: Sequence[torch.Tensor]) -> None:
         """`visual` [tokens]: which tokens of the step are visual; `places` [3, tokens] of each picture's."""
