@@ -104,7 +104,7 @@ class FrameFusion(TokenReducer):
         if not self.merges_all(progress, found / tokens, missing):
             found = int(missing * tokens)
             most = similarity.argsort(descending=True, stable=True)[:found]
-            merged = torch.zeros_like(merged).scatter(0, most, True)
+            merged = torch.zeros_like(merged).scatter(0, most, 1)
         if not found:
             return torch.arange(tokens, device=order.device)
         first = ~merged

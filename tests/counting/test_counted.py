@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -85,18 +86,25 @@ def model_and_inputs(family: str, case: str) -> tuple[Any, dict[str, Any]]:
     return model, first_sample(tiny_inputs(model, case))
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
-@pytest.mark.parametrize("specification", [*SEEDS, *OTHERS, *COMBINATIONS])
-def test_counted_is_computed(case: tuple[str, str], specification: str) -> None:
+def crossed(rows: Sequence[str], cases: Sequence[tuple[str, str]], every: int) -> list[Any]:
+    """Each of `rows` with each of `cases`; every so manieth belongs to the ordinary selection, another case for the next row."""
+    return [
+        pytest.param(row, case, marks=() if (number + place) % every == 0 else pytest.mark.matrix, id=f"{row}-{' '.join(case)}")
+        for number, row in enumerate(rows)
+        for place, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize(("specification", "case"), crossed([*SEEDS, *COMBINATIONS], CASES, 2) + crossed(OTHERS, CASES, 4))
+def test_counted_is_computed(specification: str, case: tuple[str, str]) -> None:
     try:
         check(*model_and_inputs(*case), specification)
     except UnsupportedError as error:  # the method says that it cannot work on such a model
         assert specification in OTHERS and specification in str(error)
 
 
-@pytest.mark.parametrize("case", MORE_CASES, ids=" ".join)
-@pytest.mark.parametrize("specification", FEW)
-def test_counted_is_computed_for_more_families(case: tuple[str, str], specification: str) -> None:
+@pytest.mark.parametrize(("specification", "case"), crossed(FEW, MORE_CASES, 2))
+def test_counted_is_computed_for_more_families(specification: str, case: tuple[str, str]) -> None:
     if case[0].startswith("qwen3.5") or case[0] == "gemma4":
         specification = INSTEAD.get(specification, specification)
     if case[0] == "idefics2" and specification.startswith(("prumerge", "aim")):
