@@ -105,12 +105,13 @@ NEWER = Version(transformers.__version__) >= Version("5.23")
     ("name", "specification"),
     [
         ("llava-1.5-7b", "aim@image-high"),
-        ("llava-1.5-7b", "pdrop"),
-        ("llava-1.5-7b", "fitprune"),
-        ("llava-1.5-7b", "prumerge_plus:mode=fixed"),
         ("llava-onevision-7b", "fastv"),
         ("qwen2.5-vl-7b", "vtw"),
         ("smolvlm2-500m", "random:retention=0.25+fastv"),
+        *(
+            pytest.param("llava-1.5-7b", name, marks=pytest.mark.matrix)
+            for name in ("pdrop", "fitprune", "prumerge_plus:mode=fixed")
+        ),
         *(
             pytest.param(name, "random:retention=0.25+fastv", marks=pytest.mark.matrix)
             for name in ("internvl3-1b", "idefics3-8b", "idefics2-8b", "gemma3-4b", "llava-next-video-7b", "video-llava-7b")
@@ -148,7 +149,7 @@ FIXED_SIZE = ["internvl", "smolvlm", "idefics3", "idefics2", "gemma3", "llava-ne
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=pytest.mark.matrix if number % 2 else ())
+        pytest.param(family, marks=pytest.mark.matrix if number % 3 else ())
         for number, family in enumerate([*FIXED_SIZE, *ANY_SIZE])
     ],
 )
