@@ -63,12 +63,10 @@ SEEDS = [
 ]
 OTHERS = [name for name in load_zoo((), ()).names() if name not in {spec.partition(":")[0] for spec in SEEDS}]
 COMBINATIONS = ["prumerge_plus:mode=fixed,ratio=0.2+fastv:K=2", "fastv:K=2+pdrop:layer_list=[1,3,4],ratios=[0.6,0.3,0]"]
-#: Every ordered pair of seed methods on every case; of the others each pair in one order on one case, the next pair in the other
-#: order on another.
-SEED_PAIRS = [(pair, case) for pair in permutations(SEEDS, 2) for case in CASES]
+#: Every ordered pair of seed methods; of the others each pair in one order, the next pair in the other. Each on one case.
 NEW_PAIRS = [pair for pair in combinations([*SEEDS, *OTHERS], 2) if not set(pair) <= set(SEEDS)]
-ORDERED = [pair if number % 2 else pair[::-1] for number, pair in enumerate(NEW_PAIRS)]
-PAIRS = SEED_PAIRS + [(pair, CASES[number % len(CASES)]) for number, pair in enumerate(ORDERED)]
+ORDERED = [*permutations(SEEDS, 2), *(pair if number % 2 else pair[::-1] for number, pair in enumerate(NEW_PAIRS))]
+PAIRS = [(pair, CASES[number % len(CASES)]) for number, pair in enumerate(ORDERED)]
 
 
 def first_sample(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -297,9 +297,9 @@ def _inside(methods: Methods, entered: int, layers: int) -> Iterator[tuple[int, 
                     yield layer, number, counts[layer]
 
 
-def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int]]:
-    """(layer, method, tokens before, tokens after) for every reduction inside the LLM that removes something, or might: where
-    the picture decides, a method is asked."""
+def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenReducer, int, int, bool]]:
+    """(layer, method, tokens before, tokens after, whether the method is asked which) for every reduction inside the LLM that
+    removes something, or might. It is not asked where none is to be left, unless the picture decides that."""
     layers = workload.architecture.layers
     present = entered = decoder_tokens(methods, workload)
     for layer, number, count in _inside(methods, entered, layers):
@@ -312,7 +312,7 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
             count = workload.recorded.chosen(number, layer, method.acts_after)
             count = workload.recorded.after(layer, method.acts_after) if count is None else count
         if count < present or free:
-            yield layer, method, present, min(count, present)
+            yield layer, method, present, min(count, present), free or count > 0
             present = min(count, present)
 
 
@@ -334,7 +334,7 @@ def _schedules(methods: Methods, workload: Workload) -> tuple[list[int], list[in
     layers = workload.architecture.layers
     entered = decoder_tokens(methods, workload)
     attention, mlp = [entered] * layers, [entered] * layers
-    for layer, method, _, after in _walk(methods, workload):
+    for layer, method, _, after, _ in _walk(methods, workload):
         attention[layer + 1 :] = [after] * (layers - layer - 1)
         first = max(layer, 0) if method.acts_after == "attention" else layer + 1
         mlp[first:] = [after] * (layers - first)
@@ -506,7 +506,7 @@ def overhead(methods: Methods, workload: Workload) -> int:
             if step.acts:
                 flops += _reduce_flops(step, source, workload)
     entered = sum(account.entered for account in accounts)
-    picks = [(method, layer, before, after) for layer, method, before, after in _walk(methods, workload) if after > 0]
+    picks = [(method, layer, before, after) for layer, method, before, after, asked in _walk(methods, workload) if asked]
     for method in methods:
         own = [(layer, before, after) for owner, layer, before, after in picks if owner is method]
         flops += _pick_flops(method, entered, own, workload) if own else 0
