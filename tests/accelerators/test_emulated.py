@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -81,14 +81,25 @@ def log() -> Iterator[Log]:
         yield found
 
 
-def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: Log) -> tuple[torch.Tensor, list[list[int]], int]:
-    """Greedy tokens, the visual tokens in each layer of each sample, and the waits until the tokens were there."""
+class Made(NamedTuple):
+    """Greedy tokens, the visual tokens in each layer of each sample, the waits until the prompt was through and in all."""
+
+    tokens: torch.Tensor
+    counts: list[list[int]]
+    prefill: int
+    waits: int
+
+
+def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: Log) -> Made:
     log.waits.clear()
+    seen: list[int] = []
     with torch.no_grad(), tokenzoo.apply(model, method) as run:
+        hook = model.register_forward_hook(lambda *_: seen.append(log.count))
         made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        hook.remove()
         waits = log.count  # reading the trace waits too, but only then
         counts = [run.trace.visual_tokens(sample) for sample in range(len(made))]
-    return (made.inside if isinstance(made, OnDevice) else made), counts, waits
+    return Made(made.inside if isinstance(made, OnDevice) else made, counts, seen[0], waits)
 
 
 @pytest.mark.parametrize(("family", "method"), pairs(0))
@@ -97,24 +108,23 @@ def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, method: str, 
     case = "single" if (METHODS.index(method) + FAMILIES.index(family)) % 2 else "left"
     inputs = tiny_inputs(here, case)
     try:
-        tokens, counts, _ = generate(here, inputs, method, 3, log)
+        expected = generate(here, inputs, method, 3, log)
     except UnsupportedError:
         pytest.skip("The method says that it cannot work on this model.")
-    *_, prefill = generate(there, inputs_on_device(inputs), method, 1, log)
-    made, kept, waits = generate(there, inputs_on_device(inputs), method, 3, log)
-    assert kept == counts and torch.equal(made, tokens)
-    assert waits == prefill, log.waits
+    made = generate(there, inputs_on_device(inputs), method, 3, log)
+    assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
+    assert made.waits == made.prefill, log.waits
     if load_zoo().build(method).fixed_schedule:
-        assert prefill <= PREFILL_WAITS + OWN_WAITS.get(method, 0) * len(inputs["input_ids"]), log.waits
+        assert made.prefill <= PREFILL_WAITS + OWN_WAITS.get(method, 0) * len(inputs["input_ids"]), log.waits
 
 
 def test_pivots_in_the_prompts_order_cost_dart_no_wait(log: Log) -> None:
     here, there = models("llava")
     inputs = tiny_inputs(here, "left")
-    tokens, counts, _ = generate(here, inputs, "dart:order=ascending", 1, log)
-    made, kept, waits = generate(there, inputs_on_device(inputs), "dart:order=ascending", 1, log)
-    assert kept == counts and torch.equal(made, tokens)
-    assert waits <= PREFILL_WAITS, log.waits
+    expected = generate(here, inputs, "dart:order=ascending", 1, log)
+    made = generate(there, inputs_on_device(inputs), "dart:order=ascending", 1, log)
+    assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
+    assert made.waits <= PREFILL_WAITS, log.waits
 
 
 @pytest.mark.parametrize("method", ["dycoke:p=0.7", "snapkv+dycoke:p=0.9", "fastv+snapkv"])
@@ -123,13 +133,12 @@ def test_a_step_that_reads_a_part_waits_for_nothing(family: str, case: str, meth
     """And two devices read what one reads."""
     here, there = models(family)
     inputs = tiny_inputs(here, case)
-    tokens, counts, _ = generate(here, inputs, method, 6, log)
-    *_, prefill = generate(there, inputs_on_device(inputs), method, 1, log)
-    made, kept, waits = generate(there, inputs_on_device(inputs), method, 6, log)
-    assert kept == counts and torch.equal(made, tokens)
-    assert waits == prefill <= PREFILL_WAITS, log.waits
-    made, kept, _ = generate(split_model(family), inputs_on_device(inputs), method, 6, log)
-    assert kept == counts and torch.equal(made, tokens)
+    expected = generate(here, inputs, method, 6, log)
+    made = generate(there, inputs_on_device(inputs), method, 6, log)
+    assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
+    assert made.waits == made.prefill <= PREFILL_WAITS, log.waits
+    made = generate(split_model(family), inputs_on_device(inputs), method, 6, log)
+    assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
 
 
 @pytest.mark.parametrize(("family", "method"), pairs(7))
@@ -137,11 +146,11 @@ def test_two_devices_keep_the_tokens_that_one_keeps(family: str, method: str, lo
     here, _ = models(family)
     inputs = tiny_inputs(here, "left")
     try:
-        tokens, counts, _ = generate(here, inputs, method, 3, log)
+        expected = generate(here, inputs, method, 3, log)
     except UnsupportedError:
         pytest.skip("The method says that it cannot work on this model.")
-    made, kept, _ = generate(split_model(family), inputs_on_device(inputs), method, 3, log)
-    assert kept == counts and torch.equal(made, tokens)
+    made = generate(split_model(family), inputs_on_device(inputs), method, 3, log)
+    assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
 
 
 class Wrong(TokenReducer):
