@@ -139,3 +139,10 @@ def test_two_methods(prompt: tuple[str, dict[str, Any]], data: st.DataObject) ->
     except UserError:
         return  # a pair that cannot be written
     check(*prompt, specification)
+
+
+@RANDOM
+@given(prompt=prompts())
+def test_what_stays_cached_is_a_share_of_what_entered_the_decoder(prompt: tuple[str, dict[str, Any]]) -> None:
+    """FrameFusion removes tokens before layer 0 already."""
+    check(*prompt, "framefusion+snapkv")

@@ -394,7 +394,7 @@ class CacheStep:
 
 def _cuts(methods: Methods, workload: Workload, visual: Sequence[int]) -> Iterator[CacheStep]:
     """Every cut of a layer's cache after the prompt, of which `visual` tokens entered the layers."""
-    present, entered = list(visual), visual[0]
+    present, entered = list(visual), decoder_tokens(methods, workload)
     for number, method in enumerate(methods):
         if method.caches:
             cache_layers(method, len(present))
@@ -523,7 +523,7 @@ def _cache_flops(methods: Methods, workload: Workload) -> int:
         if cut.asked:
             cached = visual[cut.layer]  # what another method cut from the cache before is attended to all the same
             known = cut.method.cached_flops(workload.text_tokens + cached, workload.architecture)
-            flops += _counted().cache_flops(cut, cached, visual[0], workload) if known is None else known
+            flops += _counted().cache_flops(cut, cached, decoder_tokens(methods, workload), workload) if known is None else known
     return flops
 
 
