@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from selection import crossed
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
@@ -34,15 +35,6 @@ PREFILL_WAITS = 2
 #: follows from how CPython fills, grows and probes a hash table; a device would have to repeat that pivot by pivot. PruneSID's
 #: rule is a chain of decisions, each after the one before: the host takes them, and reads the tokens' order and who rivals whom.
 OWN_WAITS = {"dart": 1, "prunesid": 2}
-
-
-def pairs(first: int) -> list[Any]:
-    """Every method on every family; the ordinary selection has each method once, on another family than from another `first`."""
-    return [
-        pytest.param(family, method, marks=() if (row + column) % len(FAMILIES) == first else pytest.mark.matrix)
-        for column, family in enumerate(FAMILIES)
-        for row, method in enumerate(METHODS)
-    ]
 
 
 @cache
@@ -102,7 +94,7 @@ def generate(model: Any, inputs: dict[str, Any], method: str, tokens: int, log: 
     return Made(made.inside if isinstance(made, OnDevice) else made, counts, seen[0], waits)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(0))
+@pytest.mark.parametrize(("family", "method"), crossed(FAMILIES, METHODS, every=len(FAMILIES)))
 def test_a_device_keeps_the_tokens_that_the_cpu_keeps(family: str, method: str, log: Log) -> None:
     here, there = models(family)
     case = "single" if (METHODS.index(method) + FAMILIES.index(family)) % 2 else "left"
@@ -141,7 +133,7 @@ def test_a_step_that_reads_a_part_waits_for_nothing(family: str, case: str, meth
     assert made.counts == expected.counts and torch.equal(made.tokens, expected.tokens)
 
 
-@pytest.mark.parametrize(("family", "method"), pairs(7))
+@pytest.mark.parametrize(("family", "method"), crossed(FAMILIES, METHODS, every=len(FAMILIES), first=7))
 def test_two_devices_keep_the_tokens_that_one_keeps(family: str, method: str, log: Log) -> None:
     here, _ = models(family)
     inputs = tiny_inputs(here, "left")

@@ -42,7 +42,8 @@ def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
         assert 0 < rows["aim"]["own_share"][0] < 1
         assert 0 < rows["aim"]["roofline"] < rows["none"]["roofline"]
     assert "prumerge" in tables["tiny llava, image"]
-    assert "a bare decoder has none" in report["tables"][0]["left_out"]["prumerge"]
+    refused = "refused: 'prumerge' reads the vision encoder, and a bare decoder has none. Apply it to the whole model."
+    assert report["tables"][0]["left_out"] == {"prumerge": refused}
     assert report["kit"]["runs"] >= len(methods) and report["kit"]["findings"] == []
     for words in ("tiny qwen2, 4 frames: 64 visual + 10 text tokens", "| aim ", "0 findings"):
         assert words in done.stdout

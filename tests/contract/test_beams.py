@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from selection import crossed
 from tiny_clip import build
 
 import tokenzoo
@@ -21,14 +22,7 @@ METHODS = load_zoo(plugin_files=(), registry_files=()).names()
 FAMILIES = ["llava", "llava-onevision", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "gemma4"]
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [
-        pytest.param(family, method, marks=() if (row + column) % 3 == 0 else pytest.mark.matrix)
-        for column, family in enumerate(FAMILIES)
-        for row, method in enumerate(METHODS)
-    ],
-)
+@pytest.mark.parametrize(("family", "method"), crossed(FAMILIES, METHODS, every=3))
 def test_beams(family: str, method: str) -> None:
     case = tiny_case(family, "left", layers=LAYERS)
     reducers = build(method)

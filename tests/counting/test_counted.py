@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
 from typing import Any, ClassVar
 
 import pytest
-import transformers
-from packaging.version import Version
+from installed import WHOLE_GEMMA4
+from selection import crossed
 
 torch = pytest.importorskip("torch")
 
@@ -86,16 +85,7 @@ def model_and_inputs(family: str, case: str) -> tuple[Any, dict[str, Any]]:
     return model, first_sample(tiny_inputs(model, case))
 
 
-def crossed(rows: Sequence[str], cases: Sequence[tuple[str, str]]) -> list[Any]:
-    """Each of `rows` with each of `cases`; every fourth belongs to the ordinary selection, another case for the next row."""
-    return [
-        pytest.param(row, case, marks=() if (number + place) % 4 == 0 else pytest.mark.matrix, id=f"{row}-{' '.join(case)}")
-        for number, row in enumerate(rows)
-        for place, case in enumerate(cases)
-    ]
-
-
-@pytest.mark.parametrize(("specification", "case"), crossed([*SEEDS, *COMBINATIONS, *OTHERS], CASES))
+@pytest.mark.parametrize(("specification", "case"), crossed([*SEEDS, *COMBINATIONS, *OTHERS], CASES, every=4))
 def test_counted_is_computed(specification: str, case: tuple[str, str]) -> None:
     try:
         check(*model_and_inputs(*case), specification)
@@ -103,13 +93,13 @@ def test_counted_is_computed(specification: str, case: tuple[str, str]) -> None:
         assert specification in OTHERS and specification in str(error)
 
 
-@pytest.mark.parametrize(("specification", "case"), crossed(FEW, MORE_CASES))
+@pytest.mark.parametrize(("specification", "case"), crossed(FEW, MORE_CASES, every=4))
 def test_counted_is_computed_for_more_families(specification: str, case: tuple[str, str]) -> None:
     if case[0].startswith("qwen3.5") or case[0] == "gemma4":
         specification = INSTEAD.get(specification, specification)
     if case[0] == "idefics2" and specification.startswith(("prumerge", "aim")):
         pytest.skip("Behind this encoder no token is a patch.")
-    if case == ("gemma4", "video") and Version(transformers.__version__) < Version("5.23"):
+    if case == ("gemma4", "video") and not WHOLE_GEMMA4:
         with pytest.raises(UnsupportedError, match=r"need num_frames_per_video.*'transformers>=5\.23'"):
             check(*model_and_inputs(*case), specification)
         return

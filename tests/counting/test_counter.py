@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import pytest
-import transformers
 from click.testing import CliRunner
-from packaging.version import Version
+from installed import WHOLE_GEMMA4
 
 torch = pytest.importorskip("torch")
 
@@ -97,10 +96,6 @@ def cached_bytes(layer: Any) -> int:
     return sum(tensor.nbytes for tensor in states)
 
 
-#: Before, a forward of Gemma 4 does not hand on how many frames a video has, and runs all rows through every layer.
-NEWER = Version(transformers.__version__) >= Version("5.23")
-
-
 @pytest.mark.parametrize(
     ("name", "specification"),
     [
@@ -124,7 +119,7 @@ NEWER = Version(transformers.__version__) >= Version("5.23")
 )
 def test_the_true_shape_without_weights(name: str, specification: str) -> None:
     model = load_architecture(name)
-    if model.decoder.shared_kv_layers and not NEWER:
+    if model.decoder.shared_kv_layers and not WHOLE_GEMMA4:
         pytest.skip("All rows go through the layers that share keys before transformers 5.23.")
     tokens = 64 if "qwen" in name else None  # 8 x 8 tokens are four whole attention windows of Qwen2.5-VL
     shows_video = name.startswith(("llava-onevision", "llava-next-video", "video-llava", "internvl", "smolvlm"))
@@ -158,7 +153,7 @@ def test_a_shape_without_weights_of_each_family(family: str) -> None:
     model = architecture_of(tiny_model(family, layers=6))
     tokens = 64 if family in ANY_SIZE else None
     workloads = [model.image_workload(2, tokens)]
-    if model.video or (tokens and (NEWER or "gemma4" not in family)):
+    if model.video or (tokens and (WHOLE_GEMMA4 or "gemma4" not in family)):
         workloads.append(model.video_workload(4, tokens))
     early = [] if family == "idefics2" else ["prumerge:tokens=4"]
     for workload in workloads:
@@ -166,7 +161,7 @@ def test_a_shape_without_weights_of_each_family(family: str) -> None:
             reducer = load_zoo().build(specification)
             counted, cost = count_shape(model, workload, reducer), price(model, workload, reducer)
             parts = counted.parts
-            if model.decoder.shared_kv_layers and not NEWER:
+            if model.decoder.shared_kv_layers and not WHOLE_GEMMA4:
                 everywhere = price(model, workload, reducer, head_positions="all")
                 layers = (*everywhere.layers, everywhere.part("per-layer inputs"))
                 assert parts["decoder"] == sum(part.flops for part in layers)

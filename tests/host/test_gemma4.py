@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
+from installed import WHOLE_GEMMA4
 
 import tokenzoo
 from tokenzoo import TokenReducer, UnsupportedError
@@ -20,9 +19,6 @@ from tokenzoo.zoo.plugins import load_zoo
 
 #: In the tiny model the layers 9 to 11 of 12 read keys and values of the layers 7 and 8.
 LAYERS = 12
-#: transformers does two things from this version on: a forward hands on how many frames each video has, and `generate` runs the
-#: layers that read earlier keys on the last row alone.
-NEWER = Version(transformers.__version__) >= Version("5.23")
 
 
 @pytest.mark.parametrize("method", ["vtw:K=8", "vtw:K=11", "aim", "random+vtw:K=9", "framefusion"])
@@ -56,7 +52,7 @@ def test_a_call_gets_the_last_rows_that_it_asks_for(family: str, method: str) ->
             torch.testing.assert_close(model(**inputs, logits_to_keep=keep).logits, everything[:, -keep:])
 
 
-@pytest.mark.skipif(not NEWER, reason="All rows go through these layers before transformers 5.23.")
+@pytest.mark.skipif(not WHOLE_GEMMA4, reason="All rows go through these layers before transformers 5.23.")
 def test_layers_that_read_earlier_keys_run_on_the_last_row_in_generate() -> None:
     model, rows = tiny_model("gemma4", layers=LAYERS), []
     handle = model.model.language_model.layers[9].mlp.register_forward_pre_hook(
@@ -174,7 +170,7 @@ def test_a_forward_that_does_not_say_how_many_frames_a_video_has_is_refused(told
         del inputs["num_frames_per_video"]
     refusal = pytest.raises(UnsupportedError, match=r"need num_frames_per_video.*'transformers>=5\.23', or call generate")
     with tokenzoo.apply(model, "random:retention=0.5") as run, torch.no_grad():
-        with nullcontext() if told and NEWER else refusal:
+        with nullcontext() if told and WHOLE_GEMMA4 else refusal:
             model(**inputs)
         if told:
             model.generate(**inputs, max_new_tokens=2)

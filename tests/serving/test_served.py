@@ -17,7 +17,7 @@ from tokenzoo.method.workload import Source
 from tokenzoo.models.checkpoint import load
 from tokenzoo.serving.check import Comparison, Rounding, in_transformers, rounding
 from tokenzoo.serving.encoding import Encoding, assignment
-from tokenzoo.serving.positions import Places, arranged, shortened, split_places, with_places
+from tokenzoo.serving.positions import StepPlaces, arranged, shortened, split_places, with_places
 from tokenzoo.serving.served import named, served
 from tokenzoo.testing.inputs import tiny_inputs
 from tokenzoo.testing.models import tiny_model
@@ -216,7 +216,7 @@ def test_kept_tokens_have_the_positions_of_the_whole_prompt(pictures, behind: in
     visual = torch.zeros(tokens, dtype=torch.bool)
     for offset, count, _ in spans:
         visual[offset : offset + count] = True
-    steps, together = Places(chunk), torch.cat(places, dim=1)
+    steps, together = StepPlaces(chunk), torch.cat(places, dim=1)
     entered = []
     for start in range(0, tokens, chunk):
         now = visual[start : start + chunk]
@@ -245,7 +245,7 @@ def test_other_tokens_pass_only_where_rounding_moves_them_too() -> None:
 
 
 def test_places_are_of_one_step() -> None:
-    steps = Places(4)
+    steps = StepPlaces(4)
     steps.note(torch.tensor([False, True]), [torch.tensor([[1], [2], [3]])])
     assert steps.added(torch.ones(3, 2, dtype=torch.long)).tolist() == [[1, 2], [1, 3], [1, 4]]
     assert steps.added(torch.ones(3, 3, dtype=torch.long)).tolist() == [[1] * 3] * 3
@@ -253,7 +253,7 @@ def test_places_are_of_one_step() -> None:
 
 def test_a_full_step_is_laid_out_as_a_short_one() -> None:
     """A compiled decoder keeps the strides of the step that it was compiled for, which is a full one."""
-    steps = Places(4)
+    steps = StepPlaces(4)
     full, short = (steps.added(torch.ones(3, count, dtype=torch.long)) for count in (4, 2))
     assert full.stride() == short.stride() and not full.is_contiguous() and full.data_ptr() == short.data_ptr()
 

@@ -14,7 +14,7 @@ from tokenzoo.cost.architecture import ModelArchitecture, VisionTower
 from tokenzoo.cost.vision import view_grids
 from tokenzoo.counting.counted import Counted, count
 from tokenzoo.errors import UserError
-from tokenzoo.host.families.video_llava import image_argument
+from tokenzoo.host.family import image_argument
 from tokenzoo.method.weightless import Weightless, empty_out, hollow
 from tokenzoo.method.workload import Workload
 

@@ -122,7 +122,7 @@ class EncoderReduction:
                 if not halves:
                     continue
                 keep(self.family.encoder_projections(layer)[1].register_forward_hook(self._note_keys).remove)
-                # ahead of every other hook: transformers collects hidden states by hooks of its own
+                # ahead of all hooks but `MlpHalf`'s, which adds first: transformers collects hidden states by hooks of its own
                 keep(layer.register_forward_hook(self._after_layer(index, "layer" in halves), prepend=True).remove)
                 if "attention" in halves:
                     parts = self.family.encoder_mlp(layer)

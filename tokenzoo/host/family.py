@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 FULL = "full_attention"
 #: The type of layers that keep a state in place of keys and values; their mask is the padding, and rows follow each other.
 LINEAR = "linear_attention"
+
+#: What models call the pixels of images. The second is the name of Video-LLaVA's processor, and before transformers 5.21 the
+#: only one that the model knows.
+IMAGES = ("pixel_values", "pixel_values_images")
 
 #: A torch module of which a family knows the attributes; torch types every attribute of a module as tensor or module.
 Module = Any
@@ -323,6 +328,12 @@ def numbers_of(*given: Any) -> Any:
     parts = together.split([value.numel() for value in made])
     lists = [part.view(value.shape).tolist() for part, value in zip(parts, made, strict=True)]
     return lists[0] if len(lists) == 1 else lists
+
+
+def image_argument(model: Module) -> str:
+    """Under which name the installed class of a model takes the pixels of images."""
+    taken = inspect.signature(type(model).forward).parameters
+    return next(name for name in IMAGES if name in taken)
 
 
 def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

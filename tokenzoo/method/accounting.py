@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenzoo.errors import UnsupportedError, UserError
 from tokenzoo.method.reduction import HALVES, ActsAfter, DataDependentError
-from tokenzoo.method.workload import Architecture, EncoderCut, RecordedSource, Source, Workload
+from tokenzoo.method.workload import Architecture, EncoderCut, Place, RecordedSource, Source, Workload
 
 if TYPE_CHECKING:
     from tokenzoo.method.reducer import TokenReducer
@@ -307,13 +307,17 @@ def _walk(methods: Methods, workload: Workload) -> Iterator[tuple[int, TokenRedu
             return
         method, free = methods[number], count is None
         if count is None:
-            if workload.recorded is None:
-                raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-            count = workload.recorded.chosen(number, layer, method.acts_after)
-            count = workload.recorded.after(layer, method.acts_after) if count is None else count
+            count = _recorded(methods, number, layer, method.acts_after, present, workload)
         if count < present or free:
             yield layer, method, present, min(count, present), free or count > 0
             present = min(count, present)
+
+
+def _recorded(methods: Methods, number: int, layer: int, where: Place, present: int, workload: Workload) -> int:
+    """How many of the `present` tokens a method left where the picture decides: the recorded run tells."""
+    if workload.recorded is None:
+        raise DataDependentError(f"'{methods[number].name}' keeps as many tokens as the picture asks for.")
+    return workload.recorded.left(number, layer, where, present)
 
 
 def schedule(methods: Methods, workload: Workload) -> list[int]:
@@ -400,31 +404,20 @@ def _cuts(methods: Methods, workload: Workload, visual: Sequence[int]) -> Iterat
             cache_layers(method, len(present))
             for layer, count in sorted(method.cached(entered, len(present)).items()):
                 known = visual[-1] if count is None and not method.implements("pick_cached") else count
-                chosen = workload.recorded.chosen(number, layer, "cache") if workload.recorded and known is None else None
-                yield from _choice(method, layer, present, known, "cached", workload, chosen)
+                yield from _choice(methods, number, layer, present, known, "cache", workload)
 
 
 def _choice(
-    method: TokenReducer,
-    layer: int,
-    present: list[int],
-    count: int | None,
-    what: str,
-    workload: Workload,
-    chosen: int | None = None,
+    methods: Methods, number: int, layer: int, present: list[int], count: int | None, where: Place, workload: Workload
 ) -> Iterator[CacheStep]:
-    """A choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells: what was
-    `chosen`, else what was left in the end."""
-    if not present[layer]:
+    """A method's choice of `count` of the tokens `present` in a layer, where one is made; of a None the recorded run tells."""
+    before = present[layer]
+    if not before:
         return
-    left = count
-    if left is None:
-        if workload.recorded is None:
-            raise DataDependentError(f"'{method.name}' keeps as many tokens as the picture asks for.")
-        left = dict(getattr(workload.recorded, what)).get(layer, present[layer]) if chosen is None else chosen
-    before, after = present[layer], max(0, min(left, present[layer]))
-    if before and (count is None or after < before):
-        yield CacheStep(method, layer, before, after, asked=count is None or after > 0)
+    left = _recorded(methods, number, layer, where, before, workload) if count is None else count
+    after = max(0, min(left, before))
+    if count is None or after < before:
+        yield CacheStep(methods[number], layer, before, after, asked=count is None or after > 0)
         present[layer] = after
 
 
@@ -438,15 +431,15 @@ def read_schedule(methods: Methods, workload: Workload) -> list[int]:
 
 def _reads(methods: Methods, workload: Workload, cached: Sequence[int]) -> Iterator[CacheStep]:
     """Every choice of a decoding step, layer by layer, among the `cached` tokens of each."""
-    present, reading = list(cached), [method for method in methods if method.reads]
+    present, reading = list(cached), [(number, method) for number, method in enumerate(methods) if method.reads]
     if not reading:
         return
     entered = decoder_tokens(methods, workload)
-    counts = [(method, method.read(entered, len(present))) for method in reading if read_layers(method, len(present))]
+    counts = [(number, method.read(entered, len(present))) for number, method in reading if read_layers(method, len(present))]
     for layer in range(len(present)):
-        for method, declared in counts:
+        for number, declared in counts:
             if layer in declared:
-                yield from _choice(method, layer, present, declared[layer], "read", workload)
+                yield from _choice(methods, number, layer, present, declared[layer], "read", workload)
 
 
 def decode_overhead(methods: Methods, workload: Workload, steps: int) -> tuple[int, int]:
@@ -517,13 +510,13 @@ def _cache_flops(methods: Methods, workload: Workload) -> int:
     """Matrix products of the choices of what stays cached."""
     if not any(method.caches for method in methods):
         return 0
-    visual = schedule(methods, workload)
+    visual, entered = schedule(methods, workload), decoder_tokens(methods, workload)
     flops = 0
     for cut in _cuts(methods, workload, visual):
         if cut.asked:
             cached = visual[cut.layer]  # what another method cut from the cache before is attended to all the same
             known = cut.method.cached_flops(workload.text_tokens + cached, workload.architecture)
-            flops += _counted().cache_flops(cut, cached, decoder_tokens(methods, workload), workload) if known is None else known
+            flops += _counted().cache_flops(cut, cached, entered, workload) if known is None else known
     return flops
 
 

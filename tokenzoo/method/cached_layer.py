@@ -49,6 +49,7 @@ class CachedLayer:
     #: Which of the layer's rows are left, in their order; None: all of them.
     kept: Tensor | None = None
     checks: Checks = field(default_factory=Checks)
+    #: What the host notes of methods that choose themselves how many tokens stay.
     choices: list[Choice] = field(default_factory=list)
 
     def keys(self) -> Tensor:

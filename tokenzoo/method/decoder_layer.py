@@ -93,6 +93,7 @@ class DecoderLayer:
     text_behind: int = 0
     checks: Checks = field(default_factory=Checks)
     after: ActsAfter = "layer"
+    #: What the host notes of methods that choose themselves how many tokens stay.
     choices: list[Choice] = field(default_factory=list)
 
     @property

@@ -198,7 +198,7 @@ def patches_behind(cuts: tuple[EncoderCut, ...], patches: int, layer: int, after
     return present
 
 
-Place = Literal["attention", "layer", "cache"]
+Place = Literal["attention", "layer", "cache", "read"]
 
 
 class Choice(NamedTuple):
@@ -242,13 +242,15 @@ class Recorded:
     read: tuple[tuple[int, int], ...] = ()
     choices: tuple[Choice, ...] = ()
 
-    def chosen(self, number: int, layer: int, where: Place) -> int | None:
-        """How many visual tokens method `number` left at a place, by its own choice; None where no choice is known."""
-        return next((made.left for made in self.choices if made[:3] == (number, layer, where)), None)
-
-    def after(self, layer: int, what: ActsAfter = "layer") -> int:
-        """Visual tokens left after `layer`, or after its attention alone; -1 is the place before layer 0."""
-        counts, place = (self.mlp, layer) if what == "attention" and self.mlp and layer >= 0 else (self.visual, layer + 1)
+    def left(self, number: int, layer: int, where: Place, present: int) -> int:
+        """How many of the `present` visual tokens method `number` left at a place: by its own choice where that is known, else as
+        many as were left there in the end. After layer -1 is the place before layer 0."""
+        for made in self.choices:
+            if made[:3] == (number, layer, where):
+                return made.left
+        if where == "cache" or where == "read":
+            return dict(self.cached if where == "cache" else self.read).get(layer, present)
+        counts, place = (self.mlp, layer) if where == "attention" and self.mlp and layer >= 0 else (self.visual, layer + 1)
         return counts[min(place, len(counts) - 1)]
 
 

@@ -22,7 +22,7 @@ from vllm.multimodal.processing import BaseMultiModalProcessor, ProcessorInputs,
 from tokenzoo.errors import UnsupportedError
 from tokenzoo.serving.encoding import Encoding, kind_of
 from tokenzoo.serving.plugin import STOCK
-from tokenzoo.serving.positions import Places, arranged, shortened, split_places, with_places
+from tokenzoo.serving.positions import StepPlaces, arranged, shortened, split_places, with_places
 from tokenzoo.serving.served import KEY, Served, served
 
 #: What vLLM tells of a picture that its positions depend on.
@@ -119,7 +119,7 @@ class MropeModel(Model):
         with _room_for_positions(vllm_config.model_config.multimodal_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.is_multimodal_pruning_enabled = False  # that of vLLM's model itself
-        self.places = Places(vllm_config.scheduler_config.max_num_batched_tokens)
+        self.places = StepPlaces(vllm_config.scheduler_config.max_num_batched_tokens)
 
     def _watch(self, served: Served) -> None:
         pass

@@ -65,7 +65,7 @@ def arranged(visual: torch.Tensor, anchors: torch.Tensor) -> tuple[torch.Tensor,
     return order, rows[order]
 
 
-class Places:
+class StepPlaces:
     """The places of the visual tokens that one step of the engine reads: noted with their features, added to its positions.
 
     Both are memory of a fixed address, which is what a CUDA graph of the step reads.

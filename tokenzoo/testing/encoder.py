@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from tokenzoo.host.families.video_llava import image_argument
-from tokenzoo.host.family import Family
+from tokenzoo.host.family import Family, image_argument
 from tokenzoo.method.reduction import Reduction
 from tokenzoo.testing.recorder import Call
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokenzoo.errors import UnsupportedError, unknown
-from tokenzoo.host.families.video_llava import image_argument
+from tokenzoo.host.family import image_argument
 from tokenzoo.testing.models import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
 
 #: Each case in words.

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenzoo.host.families.llava import Llava, with_cls
-from tokenzoo.host.family import Module, VisualSource
-
-#: What models call the pixels of images. The second is the name of Video-LLaVA's processor, and before transformers 5.21 the
-#: only one that the model knows.
-IMAGES = ("pixel_values", "pixel_values_images")
-
-
-def image_argument(model: Module) -> str:
-    """Under which name the installed class of a model takes the pixels of images."""
-    taken = inspect.signature(type(model).forward).parameters
-    return next(name for name in IMAGES if name in taken)
+from tokenzoo.host.family import IMAGES, Module, VisualSource
 
 
 class VideoLlava(Llava):
