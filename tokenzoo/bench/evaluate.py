@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,11 +58,16 @@ def blank(question: Question) -> Question:
     return replace(question, images=grey[0], video=grey[1])
 
 
-def _choice_tokens(checkpoint: Checkpoint, question: Question) -> list[list[int]]:
+def _choice_tokens(checkpoint: Checkpoint, question: Question) -> Sequence[Sequence[int]]:
+    return _first_tokens(checkpoint.tokenizer, question.choices)
+
+
+@lru_cache(maxsize=1024)
+def _first_tokens(tokenizer: Any, choices: tuple[str, ...]) -> Sequence[Sequence[int]]:
     """First tokens of each choice, written with and without a leading blank; empty if they do not tell choices apart."""
     tokens = []
-    for choice in question.choices:
-        spellings = (_first_token(checkpoint.tokenizer, text) for text in (choice, f" {choice}"))
+    for choice in choices:
+        spellings = (_first_token(tokenizer, text) for text in (choice, f" {choice}"))
         tokens.append(sorted({token for token in spellings if token is not None}))
     every = [token for choice in tokens for token in choice]
     return tokens if len(every) == len(set(every)) and all(tokens) else []

@@ -15,8 +15,9 @@ from tokenzoo.method.pipeline import Pipeline
 from tokenzoo.method.workload import Architecture
 from tokenzoo.numbers import percent, si
 
-#: Questions that a data-dependent method is set by, and how many settings are tried on them.
-CALIBRATION, TRIALS = 24, 12
+#: Questions that a data-dependent method is set by, how many settings are tried on them at most, and the share of the budget
+#: that may be left unused.
+CALIBRATION, TRIALS, NEAR = 24, 12, 5e-3
 
 Calibrate = Callable[[Pipeline], dict[str, Any]]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tokenzoo.comparison.budgets import TRIALS, Budget
+from tokenzoo.comparison.budgets import NEAR, TRIALS, Budget
 from tokenzoo.comparison.labels import changed, label_of
 from tokenzoo.comparison.plan import Methods
 from tokenzoo.comparison.rows import Status
@@ -72,8 +73,9 @@ def within(methods: Methods, budget: Budget, on_failure: OnFailure) -> list[Cand
 
         def to_budget(method: Pipeline = method, text: str = text) -> Candidate:
             method.check_model(budget.architecture)
-            tries = 48 if method.fixed_schedule else TRIALS
-            found = most_within(method, budget.cost, budget.limit, budget.architecture.layers, tries, budget.describe)
+            search: dict[str, Any] = {} if method.fixed_schedule else {"evaluations": TRIALS, "near": NEAR}
+            layers = budget.architecture.layers
+            found = most_within(method, budget.cost, budget.limit, layers, describe=budget.describe, **search)
             label, close = label_of(text, method, found.method), found.close_to(budget.limit)
             notes = []
             if not close:

@@ -284,16 +284,16 @@ def _candidates(
     task, asked = next(iter(questions.items()))
     unreduced = accuracy(plan.checkpoint, none, task, asked, runner)
     candidates = [Candidate(none_text, none)]
+    calibrate = partial(calibration, plan, task, Questions(asked[:CALIBRATION]), runner)
     for amount in settings.amounts:
-        calibrate = partial(calibration, plan, task, asked, runner)
         budget = budget_of(amount, plan, unreduced, calibrate, settings.convention)
         candidates += within(methods, budget, runner.on_failure)
     return candidates
 
 
 def calibration(plan: SectionPlan, task: str, asked: Questions, runner: Runner, method: Pipeline) -> dict[str, Any]:
-    """What a data-dependent method keeps on the first questions; kept in the store as a cell of its own kind."""
-    work = accuracy_work(plan.checkpoint, method, task, Questions(asked[:CALIBRATION]), runner.settings)
+    """What a data-dependent method keeps on a few questions; kept in the store as a cell of its own kind."""
+    work = accuracy_work(plan.checkpoint, method, task, asked, runner.settings)
     return runner.done(replace(work, identity={**work.identity, "kind": "calibration"}, steps=0), plan.checkpoint)
 
 

@@ -24,6 +24,11 @@ from tokenzoo.models.files import folder_digest
 from tokenzoo.models.question import Question
 
 
+# Read once: what was imported goes on running, whatever becomes of its files.
+_code_behind = cache(code_of)
+_host_code = cache(running_code)
+
+
 class Questions(list[Question]):
     """Questions as they are asked, with a digest of them, of their pictures' pixels and of the task's code.
 
@@ -33,7 +38,7 @@ class Questions(list[Question]):
 
     def __init__(self, questions: Iterable[Question] = (), task: Task | None = None) -> None:
         super().__init__(questions)
-        digest = hashlib.sha256(code_of(type(task)).encode() if task is not None else b"")
+        digest = hashlib.sha256(_code_behind(type(task)).encode() if task is not None else b"")
         for question in self:
             digest.update(repr((question.id, question.prompt, question.choices, question.answer)).encode())
             for picture in (*question.images, *question.video):
@@ -114,8 +119,8 @@ def code_facts(methods: Sequence[Pipeline]) -> dict[str, Any]:
     classes = [type(reducer) for method in methods for reducer in method.reducers]
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
-        "method_code": [code_of(cls) for cls in classes],
-        "host_code": running_code(),
+        "method_code": [_code_behind(cls) for cls in classes],
+        "host_code": _host_code(),
         "versions": _versions(frozenset(cls.__module__ for cls in classes)),
     }
 

@@ -34,15 +34,16 @@ def most_within(
     layers: int,
     evaluations: int = 48,
     describe: Callable[[float], str] = "{:.4g}".format,
+    near: float = 1e-4,
 ) -> Match:
     """Return `method` set by `at_retention` to cost as much as `limit` allows, never more.
 
     One without a knob is returned as it is, where it fits. `layers`: the model's decoder layers. `evaluations` bounds the
-    calls of `cost`, `describe` writes a cost in messages. Raises UnreachableError where nothing that the method has is
-    within the limit.
+    calls of `cost`, `describe` writes a cost in messages, `near` is the share of the limit that may be left unused. Raises
+    UnreachableError where nothing that the method has is within the limit.
     """
     try:
-        found = settings_near(method, cost, limit, layers, evaluations)
+        found = settings_near(method, cost, limit, layers, evaluations, near)
     except UnreachableError as refusal:
         own = cost(method)
         if own > limit:
@@ -61,30 +62,30 @@ def most_within(
 
 
 def settings_near(
-    method: Pipeline, cost: Callable[[Pipeline], float], limit: float, layers: int, evaluations: int
+    method: Pipeline, cost: Callable[[Pipeline], float], limit: float, layers: int, evaluations: int, near: float
 ) -> list[Match]:
-    """The settings that a bisection of the retention tries; `cost` must not fall as retention rises.
+    """The settings that a search for the limit tries (Brent's: few tries where a cost grows evenly, safe where it jumps).
 
-    Retentions that the method refuses count as too small. Raises UnreachableError, in the method's words, where it refuses all.
+    `cost` must not fall as retention rises. Retentions that the method refuses count as too small. Raises UnreachableError, in
+    the method's words, where it refuses to keep everything: it has no such knob.
     """
-    found: list[Match] = []
-    refusal = UnreachableError(f"'{method}' has no retention knob.")
-    low, high, retention = 0.0, 1.0, 1.0
-    for _ in range(evaluations):
+    from scipy.optimize import brentq
+
+    full = method.at_retention(1.0, layers)
+    found = [Match(full, cost(full))]
+    ends = {0.0: -limit, 1.0: found[0].cost - limit}
+
+    def excess(retention: float) -> float:
+        if retention in ends:
+            return ends[retention]
         try:
-            setting = method.at_retention(retention, layers)
-        except UnreachableError as error:
-            refusal, low = error, min(retention, high)
-            if retention == high:
-                break
-        else:
-            found.append(Match(setting, cost(setting)))
-            if 0 <= limit - found[-1].cost <= 1e-4 * limit:
-                break
-            low, high = (retention, high) if found[-1].cost <= limit else (low, retention)
-        if high - low <= STEP:
-            break
-        retention = round((low + high) / 2, 4)
-    if not found:
-        raise refusal
+            setting = method.at_retention(max(round(retention, 4), STEP), layers)
+        except UnreachableError:
+            return -limit
+        found.append(Match(setting, cost(setting)))
+        over = found[-1].cost - limit
+        return 0.0 if -near * limit <= over <= 0 else over
+
+    if ends[1.0] > 0:
+        brentq(excess, 0.0, 1.0, xtol=STEP, maxiter=evaluations - 1, disp=False)
     return found

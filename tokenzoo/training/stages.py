@@ -70,7 +70,7 @@ class Trainer:
         self.turns = [index for index, source in enumerate(sources) for _ in range(source.turns)]
         self.progress = [Progress(source) for source in sources]
         self.ways: defaultdict[str, float] = defaultdict(lambda: 0.5)  #: running accuracy by source and reduction
-        self.done: dict[str, float] = {}  #: minutes spent in each stage
+        self.done: dict[str, float] = {}  #: minutes of processor time spent in each stage
         self.step = 0
         self.resumed: dict = {}  #: the state that training continues from
         self.seen = 0.0  #: running share of object patches that the encoder tells right
@@ -109,14 +109,14 @@ class Trainer:
         return self.oracle.fit(self.model.model.multi_modal_projector(features), labels)
 
     def run(self, stage: str, minutes: float) -> None:
-        """Train one stage until it has had its minutes in all, earlier runs included."""
+        """Train one stage until it has had its minutes of processor time in all, earlier runs included."""
         parameters, optimizer = self._optimizer(stage)
         if self.resumed.get("stage") == stage:
             optimizer.load_state_dict(self.resumed["optimizer"])
         self.optimizing = (stage, optimizer)
         self.rng = np.random.default_rng([TRAINING, self.seed, 1 + self.step])  # a resumed run sees new scenes
         torch.manual_seed(self.seed + self.step)
-        spent, begun, saved, first = self.done.get(stage, 0.0), time.time(), time.time(), self.step
+        spent, begun, saved, first = self.done.get(stage, 0.0), time.process_time(), time.time(), self.step
         while self.done.get(stage, 0.0) < minutes:
             part = self.done.get(stage, 0.0) / minutes
             rate = min(1, (self.step - first + 1) / WARM_UP) * (0.03 + 0.97 * (1 + np.cos(np.pi * part)) / 2)
@@ -129,7 +129,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             self.step += 1
-            self.done[stage] = spent + (time.time() - begun) / 60
+            self.done[stage] = spent + (time.process_time() - begun) / 60
             if self.step % LOG_EVERY == 0:
                 self._log(stage, loss.item())
             if time.time() - saved > SAVE_EVERY:
