@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Recorder:
         """The different records, and which of them each question has."""
         places = {id(record): place for place, record in enumerate(self.known.values())}
         return {
-            "records": [asdict(record) for record in self.known.values()],
+            "records": _records_type().dump_python(list(self.known.values())),
             "record_of": [places[id(record)] for record in self.records],
         }
 
@@ -105,6 +106,11 @@ class Record:
     unreduced: int
     costs: dict[str, float]
     trace: Trace
+
+
+@cache
+def _records_type() -> TypeAdapter[list[Record]]:
+    return TypeAdapter(list[Record])
 
 
 def _records(

@@ -23,7 +23,6 @@ from tokenzoo.models.checkpoint import Checkpoint
 from tokenzoo.models.files import folder_digest
 from tokenzoo.models.question import Question
 
-
 # Read once: what was imported goes on running, whatever becomes of its files.
 _code_behind = cache(code_of)
 _host_code = cache(running_code)
@@ -116,7 +115,7 @@ def environment_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def code_facts(methods: Sequence[Pipeline]) -> dict[str, Any]:
     """What results depend on of the methods, of all code that runs and of the versions it stands on."""
     settings = [[str(reducer), reducer.parameters] for method in methods for reducer in method.reducers]
-    classes = [type(reducer) for method in methods for reducer in method.reducers]
+    classes: list[type] = [type(reducer) for method in methods for reducer in method.reducers]
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "method_code": [_code_behind(cls) for cls in classes],

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +95,7 @@ class Checkpoint:
 
     def check(self, question: Question) -> None:
         """Raise UserError where the model takes no videos, or the question holds a word that stands for a picture."""
-        if question.video and not shows_videos(self.model.config.to_dict()):
+        if question.video and not self.takes_videos:
             raise UserError(
                 f"Question '{question.id}' is about a video, which '{self.name}' does not take. Choose another --model."
             )
@@ -103,6 +104,11 @@ class Checkpoint:
         for word in self._placeholders():
             if word in question.prompt:
                 raise UserError(f"Question '{question.id}' contains '{word}', which stands for a picture here. Reword it.")
+
+    @cached_property
+    def takes_videos(self) -> bool:
+        """Whether the model can be shown videos, by its config."""
+        return shows_videos(self.model.config.to_dict())
 
     def decode(self, ids: torch.Tensor) -> list[str]:
         """Token ids [batch, tokens] as text, special tokens left out."""
