@@ -247,6 +247,15 @@ def test_plots_are_drawn_for_every_row(comparison, tmp_path):
             assert (tmp_path / f"{name}.{ending}").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("plot", [plots.pareto, plots.tokens_per_layer])
+def test_a_setting_as_long_as_a_table_leaves_the_plot_its_room(comparison, plot):
+    section = comparison.sections[0]
+    rows = [dataclasses.replace(row, label=f"fitprune:delete={[number] * 32}") for number, row in enumerate(section.rows)]
+    drawn = plot(dataclasses.replace(section, rows=rows))
+    drawn.draw_without_rendering()
+    assert drawn.axes[0].get_position().width > 0.5
+
+
 def test_the_pareto_front_is_what_nothing_beats(comparison):
     points = plots.points_of(comparison.sections[0])
     assert [point.label for point in plots.pareto_front(points)] == ["aim", "none"]

@@ -17,8 +17,10 @@ from tokenzoo.errors import FailedError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 #: With more points than this, intervals are drawn thin.
 MOST_BARS = 24
-#: Inches of a name in the legend: figures grow with it.
-LINE = 0.18
+#: Inches of a line and of a letter in the legend: figures grow with it.
+LINE, LETTER = 0.18, 0.065
+#: Longer names are cut: a setting may be a whole table of numbers.
+LONGEST_NAME = 40
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -63,16 +65,16 @@ def pareto(section: Section) -> Any:
     """
     points = points_of(section)
     series = series_of(points)
-    drawn, axes = figure(height=_height(len(series)))
+    names = [_short(own[0].label if len(own) == 1 else own[0].method) for own in series]
+    drawn, axes = figure(_width(names), _height(len(names)))
     for index, own in enumerate(series):
         for number, point in enumerate(own):
             value = 100 * point.accuracy.value
             error = [[value - 100 * point.accuracy.low], [100 * point.accuracy.high - value]]
-            name = point.label if len(own) == 1 else point.method
             axes.errorbar(
                 100 * point.share, value, yerr=error, color=_color(index), marker=_marker(index), capsize=2,
                 elinewidth=0.9 if len(points) <= MOST_BARS else 0.3, markersize=6, linestyle="none",
-                label="" if number else name,
+                label="" if number else names[index],
             )  # fmt: skip
     front = pareto_front(points)
     axes.plot(
@@ -108,12 +110,13 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def tokens_per_layer(section: Section) -> Any:
     """Visual tokens entering each decoder layer, as recorded."""
     rows = [row for row in section.rows if row.tokens_per_layer]
-    drawn, axes = figure(height=_height(len(rows)))
+    names = [_short(row.label) for row in rows]
+    drawn, axes = figure(_width(names), _height(len(names)))
     for index, row in enumerate(rows):
         counts = row.tokens_per_layer
         axes.step(
             range(len(counts)), counts, where="mid", color=_color(index), marker=_marker(index), markersize=4,
-            linewidth=1.4, alpha=0.9, label=row.label,
+            linewidth=1.4, alpha=0.9, label=names[index],
         )  # fmt: skip
     axes.set_xlabel("Decoder layer")
     axes.set_ylabel("Visual tokens (measured, mean over questions)")
@@ -139,6 +142,15 @@ def svg(drawn: Any) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "tokenzoo", "svg.fonttype": "path"}):
         drawn.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _width(names: Sequence[str]) -> float:
+    """Inches of a figure whose legend has these names."""
+    return 5.2 + LETTER * max(map(len, names), default=0)
 
 
 def _height(entries: int) -> float:
