@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokenzoo.bench.tasks import task
 from tokenzoo.comparison.code import code_of, running_code
-from tokenzoo.comparison.identity import Questions, accuracy_identity
+from tokenzoo.comparison.identity import Questions, accuracy_identity, model_facts
 from tokenzoo.comparison.store import cell_key
 from tokenzoo.models import files
 from tokenzoo.models.checkpoint import CHECKPOINTS, load
@@ -205,3 +206,12 @@ def test_files_are_read_once(tmp_path, monkeypatch):
     first = files.files_digest([path])
     monkeypatch.setattr(files, "_digest", lambda path: pytest.fail("a file that did not change was read again"))
     assert files.files_digest([path]) == first
+
+
+@pytest.mark.parametrize("model", ["embedded:llava", "embedded:onevision"])
+def test_a_model_that_was_asked_is_still_the_same(model):
+    """A tokenizer remembers how its last call padded: a cell must be found again by a process that has asked nothing yet."""
+    checkpoint = load(model, device="cpu")
+    before = model_facts(checkpoint)
+    checkpoint.inputs(list(task("attribute").questions(2, 0)))
+    assert model_facts(checkpoint) == before

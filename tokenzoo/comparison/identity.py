@@ -130,8 +130,9 @@ def _processing_digest(checkpoint: Checkpoint) -> str:
     said = [part.to_json_string() for part in parts if part is not None]
     tokenizer = checkpoint.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    said += [words, repr(tokenizer.special_tokens_map), repr(tokenizer.chat_template)]
+    words = json.loads(backend.to_str()) if backend is not None else {"vocab": sorted(tokenizer.get_vocab().items())}
+    words |= {"padding": None, "truncation": None}  # what the last call left there; the next sets its own
+    said += [json.dumps(words), repr(tokenizer.special_tokens_map), repr(tokenizer.chat_template)]
     said.append(repr(getattr(checkpoint.processor, "chat_template", None)))
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
