@@ -24,13 +24,10 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
-def a_fresh_zoo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No plugin of this machine is loaded, and what one test loads is gone in the next."""
+def a_fresh_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plugin of this machine is loaded, and no zoo of another test is met again."""
     monkeypatch.setenv("TOKENZOO_LOAD_PLUGINS", "")
     monkeypatch.setattr(plugins, "_cache", {})
-    plugins.configure()
-    yield
-    plugins.configure()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -284,7 +284,11 @@ def _candidates(
     task, asked = next(iter(questions.items()))
     unreduced = accuracy(plan.checkpoint, none, task, asked, runner)
     candidates = [Candidate(none_text, none)]
-    calibrate = partial(calibration, plan, task, Questions(asked[:CALIBRATION]), runner)
+    few = cache(lambda: Questions(asked[:CALIBRATION]))  # their pictures are read once, and only where a method needs them
+
+    def calibrate(method: Pipeline) -> dict[str, Any]:
+        return calibration(plan, task, few(), runner, method)
+
     for amount in settings.amounts:
         budget = budget_of(amount, plan, unreduced, calibrate, settings.convention)
         candidates += within(methods, budget, runner.on_failure)
